@@ -1,0 +1,65 @@
+# Two commands are enough: `make demo` and `make test`. Each sets up what it needs in a folder of its own.
+PYTHON ?= python3
+DEMO_ENV := .venv/demo
+DEV_ENV := .venv/dev
+DEMO_OUT ?= demo
+REAL_DATA ?= ../shared/data
+
+.PHONY: help demo test test-slow lint wheel bundle clean
+
+help:
+	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
+	@echo "make test       every test but the slow ones"
+	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
+	@echo "make lint       ruff and mypy"
+	@echo "make wheel      build the wheel and check what is in it"
+	@echo "make bundle     train, distil and export msk-256 again (hours; needs the real sets, see export/README.md)"
+
+# A stamp says that an environment holds what pyproject.toml asks for.
+$(DEMO_ENV)/.ready: pyproject.toml
+	@echo "== setting up $(DEMO_ENV): NumPy, OpenCV, click, OpenVINO"
+	@$(PYTHON) -m venv $(DEMO_ENV)
+	@$(DEMO_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[openvino]'
+	@touch $@
+
+$(DEV_ENV)/.ready: pyproject.toml
+	@echo "== setting up $(DEV_ENV): everything the tests need, PyTorch included (a few minutes)"
+	@$(PYTHON) -m venv $(DEV_ENV)
+	@$(DEV_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(DEMO_ENV)/.ready
+	@rm -rf $(DEMO_OUT)
+	@echo "== phantom masks and contexts"
+	@$(DEMO_ENV)/bin/csg-edge phantom --out $(DEMO_OUT)/phantom --count 12 --seed 7
+	@echo "== checking the shipped bundle on this machine"
+	@$(DEMO_ENV)/bin/csg-edge verify
+	@echo "== images from masks and contexts, one denoiser evaluation each"
+	@$(DEMO_ENV)/bin/csg-edge generate --mask $(DEMO_OUT)/phantom/masks --context $(DEMO_OUT)/phantom/contexts \
+		--runtime openvino --out $(DEMO_OUT)/images --sheet
+
+test: $(DEV_ENV)/.ready
+	@echo "== tests"
+	@$(DEV_ENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(DEV_ENV)/.ready
+	@echo "== slow tests"
+	@$(DEV_ENV)/bin/python -m pytest -m slow
+
+lint: $(DEV_ENV)/.ready
+	@echo "== ruff, mypy"
+	@$(DEV_ENV)/bin/ruff check .
+	@$(DEV_ENV)/bin/ruff format --check .
+	@$(DEV_ENV)/bin/mypy
+
+wheel: $(DEV_ENV)/.ready
+	@echo "== wheel"
+	@rm -rf dist
+	@$(DEV_ENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@$(DEV_ENV)/bin/python tests/check_wheel.py dist/*.whl
+
+bundle: $(DEV_ENV)/.ready
+	@$(DEV_ENV)/bin/python export/build.py export/msk-256.toml --data $(REAL_DATA)
+
+clean:
+	rm -rf .venv dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache

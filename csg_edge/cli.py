@@ -1,0 +1,324 @@
+"""The `csg-edge` command. Heavy imports stay inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from csg_edge import __version__
+from csg_edge.errors import CsgEdgeError
+
+FOLDER = click.Path(path_type=Path)
+
+
+class OneLineErrors(click.Group):
+    """A group whose every error is one line on stderr and exit code 2, with no usage text and no traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        options["standalone_mode"] = False
+        try:
+            code = super().main(args, *arguments, **options)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except CsgEdgeError as error:
+            _fail(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("csg-edge: stopped", err=True)
+            sys.exit(130)
+        except BrokenPipeError:  # the reader of our output has gone; nothing to tell it
+            sys.stderr.close()
+            sys.exit(141)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"csg-edge: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _print_json(values: Any) -> None:
+    click.echo(json.dumps(values, allow_nan=False))
+
+
+bundle_option = click.option(
+    "--bundle", default="msk-256", show_default=True, help="Bundle folder, or the name of a shipped bundle."
+)
+bundle_argument = click.argument("bundle", default="msk-256")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, help="First seed; the same seed gives the same result."
+)
+data_option = click.option(
+    "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
+)
+out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of training.",
+)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="csg-edge")
+def main() -> None:
+    """Labelled musculoskeletal ultrasound images from a mask and a context image."""
+
+
+@main.command()
+@click.option("--mask", required=True, type=FOLDER, help="Mask file or folder: 8-bit class indices.")
+@click.option(
+    "--context",
+    required=True,
+    type=FOLDER,
+    help="Context image or folder; a folder with the masks' names pairs by name.",
+)
+@out_option
+@bundle_option
+@click.option("--runtime", default="auto", show_default=True, help="auto, openvino or onnxruntime.")
+@click.option("--device", default="auto", show_default=True, help="Device as the runtime names it, for example CPU.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16 or int8.")
+@click.option("--steps", default=1, show_default=True, help="Denoiser evaluations per image: 1, 2 or 4.")
+@seed_option
+@click.option("--count", default=1, show_default=True, help="Images per mask.")
+@click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
+@json_option
+def generate(
+    mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str, steps: int,
+    seed: int, count: int, sheet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Make an image for each mask, with the appearance of a context."""
+    from csg_edge import folders
+    from csg_edge.generator import load
+
+    jobs = folders.plan(mask, context, count=count, seed=seed)
+    folders.check_output(out, jobs)
+    with load(bundle, runtime=runtime, device=device, precision=precision, steps=steps) as generator:
+        folders.check_inputs(jobs, generator.bundle.manifest.schema)
+        record = folders.run(jobs, generator, out, sheet=sheet)
+    if as_json:
+        _print_json(record)
+        return
+    from csg_edge.doctor import processor_name
+
+    latency = record["latency_ms"]
+    click.echo(f"{len(jobs)} images in {out}" + (f", contact sheet {out / folders.SHEET_NAME}" if sheet else ""))
+    click.echo(
+        f"{record['target']} (computing in {record['effective_precision']}), {steps} step{'s' * (steps > 1)}: "
+        f"median {latency['median']:.1f} ms, max {latency['max']:.1f} ms per image on {processor_name()}"
+    )
+
+
+@main.command()
+@bundle_argument
+@json_option
+def info(bundle: str, as_json: bool) -> None:
+    """What a bundle holds."""
+    from csg_edge.bundle import find_bundle, read_bundle
+
+    checked = read_bundle(find_bundle(bundle))
+    manifest = checked.manifest
+    if as_json:
+        _print_json({"path": str(checked.path), **asdict(manifest)})
+        return
+    height, width = manifest.image_size
+    click.echo(f"{manifest.name} (made by csg-edge {manifest.producer}) in {checked.path}")
+    click.echo(f"images    {height} x {width}, noise {' x '.join(map(str, manifest.noise_shape))}")
+    click.echo("classes   " + ", ".join(f"{index} {name}" for index, name in enumerate(manifest.labels)))
+    for engine in manifest.engines:
+        click.echo(f"engine    {engine.target}, {engine.steps} step{'s' * (engine.steps > 1)}: {engine.file}")
+    total = sum(entry.size for entry in manifest.files.values())
+    click.echo(f"golden    {len(manifest.golden)} cases")
+    click.echo(f"files     {len(manifest.files)}, {total / 1e6:.1f} MB, all hashes match")
+
+
+@main.command()
+@bundle_option
+@json_option
+def doctor(bundle: str, as_json: bool) -> None:
+    """What this machine can run."""
+    from csg_edge.doctor import examine
+
+    report = examine(bundle)
+    if as_json:
+        _print_json(report)
+        return
+    for key in ("csg_edge", "python", "system", "processor", "cores"):
+        click.echo(f"{key:<10} {report[key]}")
+    for name, runtime in report["runtimes"].items():
+        if "missing" in runtime:
+            click.echo(f"{name:<12} missing: {runtime['missing']}")
+        else:
+            devices = runtime.get("devices") or {"CPU": {"name": ", ".join(runtime.get("providers", []))}}
+            click.echo(f"{name:<12} {runtime['version']}")
+            for device, about in devices.items():
+                click.echo(f"  {device}: {about['name']} {' '.join(about.get('precisions', []))}".rstrip())
+    bundle_report = report["bundle"]
+    if "error" in bundle_report:
+        click.echo(f"bundle     {bundle_report['error']}")
+    else:
+        for engine, state in bundle_report["engines"].items():
+            click.echo(f"engine     {engine}: {state}")
+
+
+@main.command()
+@bundle_argument
+@json_option
+def verify(bundle: str, as_json: bool) -> None:
+    """Run the golden cases of a bundle on this machine. Exits with 1 if an engine fails or none can run."""
+    from csg_edge.bundle import find_bundle, read_bundle
+    from csg_edge.verify import verify_bundle
+
+    results = verify_bundle(read_bundle(find_bundle(bundle)))
+    good = all(result.status != "failed" for result in results) and any(result.status == "passed" for result in results)
+    if as_json:
+        rows = [{**asdict(result), "worst": result.worst and result.worst.to_json()} for result in results]
+        _print_json({"bundle": bundle, "passed": good, "engines": rows})
+    else:
+        for result in results:
+            line = f"{result.status:<8} {result.target}, {result.steps} step{'s' * (result.steps > 1)}"
+            if result.worst:
+                worst = result.worst
+                line += (
+                    f" (computing in {result.effective_precision}): worst difference {worst.max_levels} grey levels, "
+                    f"{100 * worst.share_within_1:.2f} % within 1, PSNR {worst.psnr:.1f} dB"
+                )
+            click.echo(line + (f": {result.reason}" if result.reason else ""))
+    sys.exit(0 if good else 1)
+
+
+@main.command()
+@out_option
+@click.option("--count", default=20, show_default=True, help="Number of labelled images.")
+@seed_option
+@click.option("--size", default=256, show_default=True, help="Side of the images in pixels, a multiple of 32.")
+@json_option
+def phantom(out: Path, count: int, seed: int, size: int, as_json: bool) -> None:
+    """Write a labelled musculoskeletal phantom: images, masks, contexts, label schema."""
+    from csg_edge.phantom import write_phantoms
+
+    write_phantoms(out, count=count, seed=seed, size=size)
+    if as_json:
+        _print_json({"out": str(out), "count": count, "seed": seed, "size": size})
+    else:
+        click.echo(f"{count} phantoms in {out}: images, masks, contexts, labels.json, manifest.csv")
+
+
+@main.command()
+@data_option
+@out_option
+@click.option("--iterations", default=3000, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=4e-4, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def train(
+    data: tuple[Path, ...],
+    out: Path,
+    iterations: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    device: str,
+    precision: str,
+) -> None:
+    """Train a teacher; run the same command again to resume. Writes OUT/teacher."""
+    _need_training()
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+    from csg_edge.training.teacher import TeacherConfig
+    from csg_edge.training.teacher import train as train_teacher
+
+    where = choose_device(device)
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=choose_precision(precision, where),
+    )
+    finished = train_teacher(TeacherConfig(data), loop, out=out, device=where)
+    click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
+
+
+@main.command()
+@click.argument("teacher", type=FOLDER)
+@data_option
+@out_option
+@click.option(
+    "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay in OUT."
+)
+@click.option("--guidance", default=1.0, show_default=True, help="Classifier-free guidance baked into the student.")
+@click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def distill(
+    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, iterations: int, batch: int,
+    learning_rate: float, seed: int, device: str, precision: str,
+) -> None:  # fmt: skip
+    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student."""
+    _need_training()
+    from csg_edge.training import distil
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+    from csg_edge.training.model import CsgModel
+
+    where = choose_device(device)
+    arithmetic = choose_precision(precision, where)
+    model = CsgModel.load(teacher)
+    config = distil.DistilConfig(data, trajectories, guidance, seed)
+    folder = out / "trajectories"
+    finished = distil.make_trajectories(model, config, folder, device=where, precision=arithmetic)
+    if finished:
+        loop = LoopConfig(
+            iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic
+        )
+        finished = distil.distil(model, distil.Trajectories(folder, trajectories), loop, out=out, device=where)
+    click.echo(
+        f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
+    )
+
+
+@main.command()
+@click.argument("student", type=FOLDER)
+@out_option
+@click.option("--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations, one graph each.")
+@click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
+@click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
+def export(student: Path, out: Path, steps: str, name: str | None, card: Path | None) -> None:
+    """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
+    _need_training()
+    from csg_edge.export.assemble import export_bundle, parse_steps
+    from csg_edge.training.model import CsgModel
+
+    manifest = export_bundle(
+        CsgModel.load(student), out, steps=parse_steps(steps), name=name or out.resolve().name, card=card
+    )
+    size = sum(entry.size for entry in manifest.files.values())
+    click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {size / 1e6:.1f} MB")
+
+
+def _need_training() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "safetensors", "onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise click.UsageError(f"{', '.join(missing)} not installed; pip install 'csg-edge[train,export]'")

@@ -1,0 +1,27 @@
+"""Errors a caller can act on: each message says what was wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class CsgEdgeError(Exception):
+    """Base of every error this package raises on purpose. The command line prints it as one line and exits with 2."""
+
+
+class InputError(CsgEdgeError):
+    """A mask, context, seed or option that cannot be used."""
+
+
+class BundleError(CsgEdgeError):
+    """A bundle that is missing, damaged, or made for another version of csg-edge."""
+
+
+class RuntimeUnavailableError(CsgEdgeError):
+    """A runtime or device that this machine does not have."""
+
+
+class EngineError(CsgEdgeError):
+    """A runtime refused or failed to run an engine."""
+
+
+class TrainingError(CsgEdgeError):
+    """Training or distillation cannot start or go on."""

@@ -1,0 +1,39 @@
+"""Progress of long work on stderr: a moving line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+PLAIN_SECONDS = 30.0
+TERMINAL_SECONDS = 0.2
+
+
+class Progress:
+    """Counts units of work towards a total, starting at `done` after a resume."""
+
+    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._done = self._start_done = done
+        self._start = self._shown = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        wait = TERMINAL_SECONDS if self._terminal else PLAIN_SECONDS
+        if now - self._shown < wait and self._done < self.total:
+            return
+        self._shown = now
+        rate = (self._done - self._start_done) / max(now - self._start, 1e-9)
+        remaining = (self.total - self._done) / rate if rate > 0 else 0.0
+        line = f"{self.label}: {self._done}/{self.total} {self.unit}".rstrip()
+        line += f", {rate:.2f}/s, {_clock(remaining)} left" + (f", {note}" if note else "")
+        end = "" if self._terminal and self._done < self.total else "\n"
+        print(("\r\033[K" if self._terminal else "") + line, end=end, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

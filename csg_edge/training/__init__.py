@@ -1,0 +1,1 @@
+"""Build-side: torch lives here. Nothing at run time imports this package."""

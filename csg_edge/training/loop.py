@@ -1,0 +1,215 @@
+"""The optimisation loop that teacher and student share: AdamW, EMA, atomic checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from csg_edge.errors import TrainingError
+from csg_edge.progress import Progress
+
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Everything that decides the outcome of a run, given its data; stored in every checkpoint."""
+
+    iterations: int
+    batch: int = 16
+    learning_rate: float = 4e-4
+    warmup: int = 200
+    decay: float = 0.35  # share of the run in which the learning rate falls to zero
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    precision: str = "fp32"  # or bf16
+
+    def rate(self, iteration: int) -> float:
+        """Warm-up, constant, cosine fall.
+
+        The constant part lets a resumed run be made longer (Haegele et al., arXiv 2405.18392).
+        """
+        start = self.iterations * (1.0 - self.decay)
+        fall = min(max((iteration - start) / max(self.iterations - start, 1.0), 0.0), 1.0)
+        return self.learning_rate * min((iteration + 1) / self.warmup, 1.0) * 0.5 * (1.0 + math.cos(math.pi * fall))
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds."""
+
+    network: nn.Module
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.AdamW
+    iteration: int = 0
+
+
+def start(network: nn.Module, config: LoopConfig) -> TrainingState:
+    """The state before the first iteration; the EMA starts at the weights."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    return TrainingState(
+        network, {name: value.detach().clone() for name, value in network.state_dict().items()}, optimizer
+    )
+
+
+def fit(
+    state: TrainingState,
+    loss: Callable[[int], Tensor],
+    config: LoopConfig,
+    *,
+    directory: Path,
+    label: str,
+    checkpoint_seconds: float = 120.0,
+) -> bool:
+    """Run `loss(iteration)` to the configured end; returns False when stopped early by Ctrl-C or SIGTERM.
+
+    The last checkpoint is always a whole file. Raises TrainingError when the loss is not finite; the last good
+    checkpoint stays.
+    """
+    checkpoint = directory / "checkpoint.safetensors"
+    log = LossLog(directory / "losses.csv", keep_until=state.iteration)
+    progress = Progress(label, config.iterations, done=state.iteration, unit="iterations")
+    saved = time.monotonic()
+    with stop_requested() as stopped:
+        while state.iteration < config.iterations and not stopped():
+            rate = config.rate(state.iteration)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            value = loss(state.iteration)
+            if not torch.isfinite(value):
+                raise TrainingError(
+                    f"loss is {value.item()} at iteration {state.iteration}; {checkpoint} holds the last good state: "
+                    "lower --learning-rate and run the same command again"
+                )
+            state.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+            state.optimizer.step()
+            _average(state, config.ema)
+            state.iteration += 1
+            log.add(state.iteration, value.item(), rate)
+            progress.advance(note=f"loss {log.mean:.4f}")
+            if time.monotonic() - saved > checkpoint_seconds:
+                save_checkpoint(checkpoint, state, config)
+                saved = time.monotonic()
+    save_checkpoint(checkpoint, state, config)
+    return state.iteration >= config.iterations
+
+
+@torch.no_grad()
+def _average(state: TrainingState, decay: float) -> None:
+    # A short memory at first: early weights would otherwise linger in a short run.
+    decay = min(decay, (1.0 + state.iteration) / (10.0 + state.iteration))
+    for name, value in state.network.state_dict().items():
+        state.ema[name].lerp_(value, 1.0 - decay)
+
+
+def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:
+    """Write weights, EMA and optimiser moments to one file, aside first, then renamed."""
+    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"ema.{name}": value for name, value in state.ema.items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # One key: safetensors writes several in no fixed order, and equal states should be equal files.
+    metadata = {"run": json.dumps({"iteration": state.iteration, "config": asdict(config)})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    try:
+        save_file(tensors, aside, metadata)
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot save ({error}); free disk space and run the same command again") from None
+
+
+def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:
+    """Restore a state in place. Only the number of iterations may differ from the run that wrote it.
+
+    Raises TrainingError for an unreadable file or another configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            run = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: unreadable checkpoint ({error}); delete it to start afresh") from None
+    stored = LoopConfig(**run["config"])
+    if replace(stored, iterations=config.iterations) != config:
+        changed = [
+            name for name, value in asdict(config).items() if value != asdict(stored)[name] and name != "iterations"
+        ]
+        raise TrainingError(f"{path}: made with other {', '.join(changed)}; use the same options or another --out")
+    try:
+        state.network.load_state_dict(_under(tensors, "network."))
+    except RuntimeError:
+        raise TrainingError(f"{path}: a network of another shape; use the same options or another --out") from None
+    state.ema = {name: value.to(state.ema[name].device) for name, value in _under(tensors, "ema.").items()}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "optimizer.").items():
+        index, field = name.split(".", 1)
+        moments.setdefault(int(index), {})[field] = value
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
+    state.iteration = run["iteration"]
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop can honour between two iterations."""
+    asked = False
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+class LossLog:
+    """`losses.csv`: iteration, mean loss of the last LOG_EVERY iterations, learning rate."""
+
+    def __init__(self, path: Path, *, keep_until: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = list(csv.reader(path.open(newline="")))[1:] if path.exists() and keep_until else []
+        self.path, self.mean, self._recent = path, math.nan, []
+        with path.open("w", newline="") as file:
+            # Rows written after the last checkpoint will be written again.
+            csv.writer(file).writerows(
+                [["iteration", "loss", "learning_rate"], *(row for row in rows if int(row[0]) <= keep_until)]
+            )
+
+    _recent: list[float]
+
+    def add(self, iteration: int, loss: float, rate: float) -> None:
+        self._recent.append(loss)
+        if iteration % LOG_EVERY == 0:
+            self.mean = sum(self._recent) / len(self._recent)
+            self._recent = []
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerow([iteration, f"{self.mean:.6f}", f"{rate:.3e}"])

@@ -1,0 +1,242 @@
+"""The CSG denoiser: a U-Net over latents, guided by a semantic mask (structure) and a context image (appearance).
+
+Mask: strided convolution of the one-hot at the stem, and a class-adaptive scale and shift in every block (CLADE, Tan
+et al., arXiv 2012.04644). Context: channel statistics of a small style encoder (in the sense of Huang & Belongie,
+arXiv 1703.06868) become FiLM (Perez et al., arXiv 1709.07871), and its row-wise mean and deviation carry the fall-off
+with depth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csg_edge.errors import TrainingError
+
+STYLE_WIDTHS = (32, 64, 96)
+PROFILE_CHANNELS = 8
+TIME_FREQUENCIES = 64
+
+NO_MASK = 255
+"""Mask value of a dropped mask; a dropped context is all zeros."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of a denoiser; stored as `config.json` beside its weights."""
+
+    classes: int
+    latent_channels: int = 16
+    patch: int = 4  # image pixels per latent pixel, each way
+    widths: tuple[int, ...] = (64, 128, 192)
+    blocks: tuple[int, ...] = (1, 2, 2)
+    embedding: int = 192
+    mask_features: int = 32
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.blocks) or any(width % 32 for width in self.widths):
+            raise TrainingError("network: give one block count per width, and widths in multiples of 32")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"_class_name": "CsgUNet", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
+        """Raises TrainingError for another class name or unknown keys."""
+        values = dict(values)
+        name = values.pop("_class_name", None)
+        if name != "CsgUNet":
+            raise TrainingError(f"network config: class {name!r} is not CsgUNet; this folder was made by another tool")
+        try:
+            config = cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in values.items()})
+        except TypeError as error:
+            raise TrainingError(f"network config: {error}") from None
+        return config
+
+
+class Conditions(NamedTuple):
+    """What mask and context become, once per image; every step shares it."""
+
+    stem: Tensor  # (B, S, h, w) mask features, depth profile, coordinates
+    class_maps: tuple[Tensor, ...]  # per level (B, K, h / 2^l, w / 2^l), fraction of each class in a pixel
+    style: Tensor  # (B, E)
+
+
+def one_hot(mask: Tensor, classes: int) -> Tensor:
+    """(B, H, W) class indices -> (B, K, H, W) float; an index outside 0..K-1 (NO_MASK) means "no mask" there."""
+    indices = torch.arange(classes, device=mask.device).view(1, classes, 1, 1)
+    return (mask.to(torch.int64)[:, None] == indices).to(torch.float32)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Sixteen channels a group."""
+    return nn.GroupNorm(channels // 16, channels)
+
+
+def zero_init(module: nn.Conv2d | nn.Linear) -> Any:
+    """Start a residual branch at nothing."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class StyleEncoder(nn.Module):
+    """Context latents (B, C, h, w) -> style vector (B, E) and depth profile (B, 2 P, h, 1)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        channels = (config.latent_channels, *STYLE_WIDTHS)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(inner, outer, 3, stride=1 if level == 0 else 2, padding=1)
+            for level, (inner, outer) in enumerate(pairwise(channels))
+        )
+        self.profile = nn.Conv2d(STYLE_WIDTHS[0], PROFILE_CHANNELS, 1)
+        self.project = nn.Sequential(
+            nn.Linear(2 * sum(STYLE_WIDTHS), config.embedding), nn.SiLU(), nn.Linear(config.embedding, config.embedding)
+        )
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        statistics = []
+        features = latent
+        profile = latent
+        for level, convolution in enumerate(self.convolutions):
+            features = F.silu(convolution(features))
+            statistics += mean_and_deviation(features, dims=(2, 3))
+            if level == 0:
+                profile = torch.cat(mean_and_deviation(self.profile(features), dims=(3,)), dim=1)  # (B, 2 P, h, 1)
+        return self.project(torch.cat([item.flatten(1) for item in statistics], dim=1)), profile
+
+
+def mean_and_deviation(features: Tensor, *, dims: tuple[int, ...]) -> list[Tensor]:
+    """Mean and standard deviation over `dims`, kept as size 1."""
+    mean = features.mean(dims, keepdim=True)
+    variance = (features - mean).square().mean(dims, keepdim=True)
+    return [mean, (variance + 1e-4).sqrt()]
+
+
+class Block(nn.Module):
+    """Residual block.
+
+    The second normalisation is modulated by time and style (per channel) and by class (per pixel).
+    """
+
+    def __init__(self, channels: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.norm_in = group_norm(channels)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm_out = group_norm(channels)
+        self.film = zero_init(nn.Linear(config.embedding, 2 * channels))
+        self.clade = zero_init(nn.Conv2d(config.classes, 2 * channels, 1, bias=False))
+        self.conv_out = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, features: Tensor, embedding: Tensor, class_map: Tensor) -> Tensor:
+        hidden = self.norm_out(self.conv_in(F.silu(self.norm_in(features))))
+        modulation = self.clade(class_map) + self.film(embedding)[:, :, None, None]  # (B, 2 C, h, w)
+        scale, shift = modulation.chunk(2, dim=1)
+        return features + self.conv_out(F.silu(hidden + hidden * scale + shift))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all pixels of the coarsest level."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        _, channels, height, width = features.shape
+        qkv = self.qkv(self.norm(features)).reshape(-1, 3 * self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.transpose(2, 3).chunk(3, dim=1)  # each (B, heads, h w, C / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return features + self.out(mixed.transpose(2, 3).reshape(-1, channels, height, width))
+
+
+class CsgUNet(nn.Module):
+    """Velocity of the flow at (latent, timestep), given mask and context (see `process` for the flow)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, levels = config.widths, range(len(config.widths))
+        self.mask_stem = nn.Conv2d(config.classes, config.mask_features, config.patch, stride=config.patch)
+        self.style = StyleEncoder(config)
+        self.time = nn.Sequential(
+            nn.Linear(2 * TIME_FREQUENCIES, config.embedding), nn.SiLU(), nn.Linear(config.embedding, config.embedding)
+        )
+        stem = config.latent_channels + config.mask_features + 2 * PROFILE_CHANNELS + 2
+        self.stem = nn.Conv2d(stem, widths[0], 3, padding=1)
+
+        # Skips are added, not concatenated: cheaper, and a quantiser never meets two distributions in one tensor.
+        self.down = nn.ModuleList(self._level(level) for level in levels)
+        self.downsample = nn.ModuleList(
+            nn.Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths)
+        )
+        self.middle_in = Block(widths[-1], config)
+        self.attention = Attention(widths[-1], config.heads)
+        self.middle_out = Block(widths[-1], config)
+        self.up = nn.ModuleList(self._level(level) for level in levels)
+        self.upsample = nn.ModuleList(nn.Conv2d(outer, inner, 3, padding=1) for inner, outer in pairwise(widths))
+        self.norm = group_norm(widths[0])
+        self.head = zero_init(nn.Conv2d(widths[0], config.latent_channels, 3, padding=1))
+
+    def _level(self, level: int) -> nn.ModuleList:
+        return nn.ModuleList(Block(self.config.widths[level], self.config) for _ in range(self.config.blocks[level]))
+
+    def embed_time(self, timestep: Tensor) -> Tensor:
+        """(B,) timesteps in 0..1 -> (B, E)."""
+        exponents = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=timestep.device) / TIME_FREQUENCIES
+        angles = timestep[:, None].float() * 1000.0 * torch.exp(-math.log(10_000.0) * exponents)
+        return self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+    def encode_conditions(self, classes: Tensor, context: Tensor, keep_context: Tensor) -> Conditions:
+        """One-hot mask (B, K, H, W), context latents (B, C, h, w) and 1/0 per image (B,) -> Conditions."""
+        style, profile = self.style(context)
+        keep = keep_context.to(style.dtype)
+        height, width = context.shape[2:]
+        depth = torch.linspace(-1.0, 1.0, height, device=classes.device).view(1, 1, height, 1)
+        lateral = torch.linspace(-1.0, 1.0, width, device=classes.device).view(1, 1, 1, width)
+        mask_features = self.mask_stem(classes)
+        like = torch.zeros_like(mask_features[:, :1])
+        stem = torch.cat(
+            [mask_features, profile * keep.view(-1, 1, 1, 1) + torch.zeros_like(like), depth + like, lateral + like],
+            dim=1,
+        )
+        maps = [F.avg_pool2d(classes, self.config.patch)]
+        for _ in self.config.widths[1:]:
+            maps.append(F.avg_pool2d(maps[-1], 2))
+        return Conditions(stem, tuple(maps), style * keep.view(-1, 1))
+
+    def forward(self, latent: Tensor, time_embedding: Tensor, conditions: Conditions) -> Tensor:
+        """(B, C, h, w) latent, (B or 1, E) time embedding -> (B, C, h, w) velocity."""
+        embedding = F.silu(time_embedding + conditions.style)
+        maps = conditions.class_maps
+        features = self.stem(torch.cat([latent, conditions.stem], dim=1))
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level > 0:
+                features = self.downsample[level - 1](features)
+            for block in blocks:
+                features = block(features, embedding, maps[level])
+            skips.append(features)
+
+        features = self.middle_in(features, embedding, maps[-1])
+        features = self.middle_out(self.attention(features), embedding, maps[-1])
+
+        for level in reversed(range(len(self.up))):
+            features = features + skips[level]
+            for block in self.up[level]:
+                features = block(features, embedding, maps[level])
+            if level > 0:  # convolve at the coarser size: a quarter of the work
+                features = F.interpolate(self.upsample[level - 1](features), scale_factor=2.0, mode="nearest")
+        return self.head(F.silu(self.norm(features)))

@@ -1,0 +1,54 @@
+"""Build a shipped bundle from its recipe: phantom, train, distil, export, each by its own `csg-edge` command.
+
+Every stage resumes, so the same call goes on where it was stopped. Run by `make bundle`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Read the recipe and run its stages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the real sets")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints live")
+    arguments = parser.parse_args()
+    recipe = tomllib.loads(arguments.recipe.read_text())
+    name = recipe["name"]
+    run = arguments.runs / name
+    phantom = run / "phantom"
+    sets = ["--data", str(arguments.data), "--data", str(phantom)]
+
+    if not phantom.exists():
+        call("phantom", "--out", phantom, *flags(recipe["phantom"]))
+    call("train", *sets, "--out", run / "teacher", *flags(recipe["train"]))
+    call("distill", run / "teacher" / "teacher", *sets, "--out", run / "student", *flags(recipe["distill"]))
+    card = arguments.recipe.parent / recipe["card"]
+    bundle = Path("csg_edge/models") / name
+    call("export", run / "student" / "student", "--out", bundle, "--card", card, *flags(recipe["export"]))
+    call("verify", bundle)
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """{"learning_rate": 1e-4} -> ["--learning-rate", "0.0001"]."""
+    return [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def call(*arguments: object) -> None:
+    """Run one `csg-edge` command; stop with its exit code if it fails."""
+    command = [sys.executable, "-m", "csg_edge", *map(str, arguments)]
+    print("$ csg-edge", *arguments, flush=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()

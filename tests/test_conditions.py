@@ -1,0 +1,209 @@
+"""Masks and contexts: what is refused and with which words; resizing."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from csg_edge.conditions import (
+    list_images,
+    read_context,
+    read_mask,
+    resize_image,
+    resize_mask,
+    write_png,
+)
+from csg_edge.errors import InputError
+from csg_edge.labels import MSK_SCHEMA
+
+MASK = np.random.default_rng(0).integers(0, len(MSK_SCHEMA), (64, 48), dtype=np.uint8)
+PNG = cv2.imencode(".png", MASK)[1].tobytes()
+
+
+def saved(path: Path, image: NDArray[np.generic]) -> Path:
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    return path
+
+
+def assert_mask_refused(path: Path, problem: str, remedy: str) -> None:
+    """The message names the file first, then what is wrong and what to do."""
+    with pytest.raises(InputError) as refusal:
+        read_mask(path, MSK_SCHEMA)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert problem in str(refusal.value)
+    assert remedy in str(refusal.value)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_a_mask_is_read_as_it_was_saved(tmp_path: Path, suffix: str) -> None:
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / f"m{suffix}", MASK), MSK_SCHEMA), MASK)
+
+
+@pytest.mark.parametrize(
+    ("image", "problem"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), "a colour mask"),
+        (np.zeros((8, 8, 4), np.uint8), "a colour mask"),
+        (np.zeros((8, 8), np.uint16), "a uint16 mask"),
+    ],
+    ids=["colour", "alpha", "16 bits"],
+)
+def test_masks_are_8_bit_single_channel(tmp_path: Path, image: NDArray[np.generic], problem: str) -> None:
+    assert_mask_refused(saved(tmp_path / "m.png", image), problem, "save class indices as 8-bit single-channel PNG")
+
+
+def test_a_lossy_mask_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.jpg", np.zeros((8, 8), np.uint8))
+    assert_mask_refused(path, "masks need a lossless format", "save it as PNG or TIFF")
+
+
+@pytest.mark.parametrize("index", [10, 255])
+def test_an_index_outside_the_schema_is_refused(tmp_path: Path, index: int) -> None:
+    path = saved(tmp_path / "m.png", np.full((8, 8), index, np.uint8))
+    assert_mask_refused(path, f"class index {index} is outside the schema 0..9 (background, aponeurosis", "map your")
+
+
+@pytest.mark.parametrize("cut", [8, 20, 33, 60, len(PNG) // 2, len(PNG) - 12, len(PNG) - 1])
+def test_a_truncated_png_is_refused_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str], cut: int) -> None:
+    path = tmp_path / "m.png"
+    path.write_bytes(PNG[:cut])
+    assert_mask_refused(path, "truncated or damaged PNG", "copy or export the file again")
+    assert capfd.readouterr().err == ""  # the decoder's own complaints would spoil the one line
+
+
+@pytest.mark.parametrize("position", [20, len(PNG) // 2], ids=["header", "pixels"])
+def test_a_flipped_bit_in_a_png_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str], position: int) -> None:
+    path = tmp_path / "m.png"
+    path.write_bytes(PNG[:position] + bytes([PNG[position] ^ 1]) + PNG[position + 1 :])
+    assert_mask_refused(path, "truncated or damaged PNG", "copy or export the file again")
+    assert capfd.readouterr().err == ""
+
+
+def test_bytes_after_the_end_of_a_png_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    path.write_bytes(PNG + b"\0tail")
+    np.testing.assert_array_equal(read_mask(path, MSK_SCHEMA), MASK)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+HUGE = (
+    PNG[:8]
+    + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0))
+    + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    + png_chunk(b"IEND", b"")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("empty.png", b""),
+        ("signature.png", PNG[:5]),
+        ("text.png", b"class indices\n"),
+        ("cut.tif", cv2.imencode(".tif", MASK)[1].tobytes()[:900]),
+        ("cut.bmp", cv2.imencode(".bmp", MASK)[1].tobytes()[:900]),
+        ("huge.png", HUGE),  # more pixels than OpenCV agrees to read
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_image_is_refused_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, data: bytes
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert_mask_refused(path, "not a readable image", "export it again as PNG or TIFF")
+    with pytest.raises(InputError, match="not a readable image"):
+        read_context(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert_mask_refused(tmp_path / "m.png", "cannot read", "check the path")
+
+
+def test_a_context_is_grey_even_in_three_channels(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for name, image in (("1", grey), ("3", np.dstack([grey] * 3)), ("4", np.dstack([grey] * 3 + [grey[::-1]]))):
+        np.testing.assert_array_equal(read_context(saved(tmp_path / f"{name}.png", image)), grey)
+
+
+def test_a_coloured_context_is_refused(tmp_path: Path) -> None:
+    image = np.full((16, 16, 3), 90, np.uint8)
+    image[3, 4, 2] = 91  # one pixel is enough
+    path = saved(tmp_path / "c.png", image)
+    with pytest.raises(InputError, match=r"c\.png: a colour image .*; give plain greyscale B-mode"):
+        read_context(path)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)], ids=["grey", "three channels"])
+def test_a_16_bit_context_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = saved(tmp_path / "c.png", np.full(shape, 40_000, np.uint16))
+    with pytest.raises(InputError, match=r"c\.png: a uint16 image; convert it to 8-bit grey levels"):
+        read_context(path)
+
+
+def test_images_of_a_folder_come_sorted_and_alone(tmp_path: Path) -> None:
+    for name in ("b.png", "a.TIF", "labels.json", "c.jpeg"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in list_images(tmp_path)] == ["a.TIF", "b.png", "c.jpeg"]
+    assert list_images(tmp_path / "b.png") == [tmp_path / "b.png"]
+
+
+def test_empty_folder_and_missing_path_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no images in this folder; put .png"):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match=r"gone: no such file or folder; check the path"):
+        list_images(tmp_path / "gone")
+
+
+def test_write_png_says_where_it_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "x.png"
+    with pytest.raises(InputError, match=r"gone/x\.png: cannot write \(.*\); choose a writable folder"):
+        write_png(path, MASK)
+
+
+def test_shrinking_a_mask_is_a_vote() -> None:
+    small = resize_mask(MASK, 16, 12)
+    for row in range(16):
+        for column in range(12):
+            block = MASK[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            assert small[row, column] == np.bincount(block.ravel()).argmax()  # the lower class wins a tie
+
+
+@pytest.mark.parametrize("size", [(32, 24), (30, 31), (17, 96), (200, 99), (64, 48)], ids=str)
+def test_resizing_a_mask_never_invents_a_class(size: tuple[int, int]) -> None:
+    mask = np.where(MASK > 4, 9, 0).astype(np.uint8)  # interpolated labels would lie between 0 and 9
+    resized = resize_mask(mask, *size)
+    assert resized.shape == size
+    assert resized.dtype == np.uint8
+    assert set(np.unique(resized)) == {0, 9}
+
+
+@pytest.mark.parametrize("top", range(4))
+def test_a_line_of_three_pixels_survives_halving(top: int) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20 + top : 23 + top] = 1
+    assert (resize_mask(mask, 32, 32) == 1).any(axis=0).all()
+
+
+def test_enlarging_an_image_stays_in_range() -> None:
+    step = np.zeros((16, 16), np.uint8)
+    step[:, 8:] = 255
+    large = resize_image(step, 48, 48).astype(int)
+    assert (np.diff(large, axis=1) >= 0).all()  # an overshoot that wrapped around would be a dip
+    assert (large[:, 0].max(), large[:, -1].min()) == (0, 255)
+
+
+def test_shrinking_an_image_averages_areas() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+    blocks = image.reshape(16, 4, 16, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(resize_image(image, 16, 16), blocks, atol=0.51)

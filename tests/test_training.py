@@ -1,0 +1,284 @@
+"""Teacher and student training on tiny networks: the mathematics, the data, and that nothing is lost when stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from csg_edge.errors import TrainingError
+from csg_edge.labels import MSK_SCHEMA
+from csg_edge.training import distil, loop
+from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, dct_matrix
+from csg_edge.training.data import BatchSource, read_training_sets
+from csg_edge.training.loop import LoopConfig
+from csg_edge.training.model import WEIGHTS, CsgModel
+from csg_edge.training.networks import NO_MASK, CsgUNet, NetworkConfig
+from csg_edge.training.process import euler, heun, training_timesteps
+from csg_edge.training.teacher import TeacherConfig, train
+
+TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
+SIZE = 64
+CPU = torch.device("cpu")
+LOOP = LoopConfig(iterations=6, batch=2, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def source(phantom_set: Path) -> BatchSource:
+    sets = read_training_sets([phantom_set], MSK_SCHEMA, split="train", size=SIZE)
+    return BatchSource(sets, [1.0], batch=4, dropout=0.3, seed=3)
+
+
+@pytest.fixture
+def teacher(source: BatchSource) -> CsgModel:
+    torch.manual_seed(0)
+    network = CsgUNet(TINY)
+    for parameter in network.parameters():  # zero-initialised branches would hide what they do
+        torch.nn.init.normal_(parameter, std=0.1)
+    bands = BlockDctConfig.fit(source.draw(0).image.numpy())
+    return CsgModel(network, BlockDct(bands), schema=MSK_SCHEMA, image_size=SIZE, role="teacher")
+
+
+class TestAutoencoder:
+    def test_matrix_is_orthonormal(self) -> None:
+        matrix = dct_matrix(4)
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(16), atol=1e-6, rtol=0)
+
+    def test_lossless_and_of_unit_variance(self, source: BatchSource) -> None:
+        image = source.draw(1).image
+        autoencoder = BlockDct(BlockDctConfig.fit(image.numpy()))
+        latent = autoencoder.encode(image)
+        assert latent.shape == (4, 16, SIZE // 4, SIZE // 4)
+        assert torch.equal(autoencoder.decode(latent), image)
+        assert latent.square().mean().item() == pytest.approx(1.0, abs=0.01)
+        assert latent.mean(dim=(0, 2, 3)).abs().max().item() < 1e-3
+
+
+class TestProcess:
+    def test_one_euler_step_follows_a_straight_flow_to_its_end(self) -> None:
+        clean, noise = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
+        torch.testing.assert_close(euler(lambda z, t: noise - clean, noise, (1.0, 0.0)), clean)
+
+    def test_heun_is_of_second_order(self) -> None:
+        """dz/dt = z from t = 1 to 0.5 shrinks by exp(-0.5); half the step, a quarter of the error."""
+        start = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+        def error(count: int) -> float:
+            times = np.linspace(1.0, 0.5, count + 1).tolist()
+            return abs(heun(lambda z, t: z, start, times)[-1].item() - np.exp(-0.5))
+
+        assert error(8) / error(16) == pytest.approx(4.0, rel=0.1)
+
+    def test_heun_spends_eleven_evaluations_on_six_steps(self) -> None:
+        calls = []
+        heun(lambda z, t: calls.append(t) or z, torch.ones(1, 1, 1, 1), distil.TEACHER_TIMESTEPS)
+        assert len(calls) == 11
+
+    def test_timesteps_cover_noise_and_data(self) -> None:
+        drawn = training_timesteps(10_000, torch.Generator().manual_seed(0))
+        assert 0.0 < drawn.min() < 0.05
+        assert 0.95 < drawn.max() <= 1.0
+
+
+class TestData:
+    def test_a_batch_depends_on_seed_and_index_alone(self, source: BatchSource) -> None:
+        streamed = dict(source.stream(2, 5))
+        for index, batch in streamed.items():
+            assert all(torch.equal(one, other) for one, other in zip(batch, source.draw(index), strict=True))
+        assert not torch.equal(streamed[2].image, streamed[3].image)
+
+    def test_masks_stay_label_maps_and_conditions_are_dropped(self, source: BatchSource) -> None:
+        batches = [source.draw(index) for index in range(30)]
+        masks = torch.cat([batch.mask for batch in batches]).flatten(1)
+        contexts = torch.cat([batch.context for batch in batches]).flatten(1)
+        dropped = (masks == NO_MASK).all(dim=1)
+        assert ((masks == NO_MASK).any(dim=1) == dropped).all()
+        assert masks[~dropped].max() < len(MSK_SCHEMA)
+        assert 0.15 < dropped.float().mean() < 0.45
+        assert 0.15 < (contexts == 0).all(dim=1).float().mean() < 0.45
+
+    def test_one_group_cannot_give_contexts(self, source: BatchSource) -> None:
+        data = source.sets[0]
+        alone = replace(data, groups=("one",) * len(data))
+        with pytest.raises(TrainingError, match="another group"):
+            BatchSource([alone], [1.0], batch=1, dropout=0.0, seed=0)
+
+
+class TestNetwork:
+    def test_conditions_matter_and_can_be_dropped(self, teacher: CsgModel, source: BatchSource) -> None:
+        batch = source.draw(4)
+        mask, context = batch.mask[:1].clamp(max=9), torch.full_like(batch.context[:1], 90)
+        noise = torch.randn(teacher.latent_shape(1))
+
+        def velocity(mask: Tensor, context: Tensor) -> Tensor:
+            with torch.no_grad():
+                return teacher.velocity(teacher.conditions(mask, context))(noise, 0.7)
+
+        base = velocity(mask, context)
+        none = torch.zeros_like(context)
+        for other in (velocity(9 - mask, context), velocity(mask, 2 * context), velocity(mask, none)):
+            assert (other - base).abs().mean() > 1e-3
+
+    def test_guidance_one_is_the_plain_model_and_acts_near_noise_only(
+        self, teacher: CsgModel, source: BatchSource
+    ) -> None:
+        batch = source.draw(5)
+        noise = torch.randn(teacher.latent_shape(4))
+        with torch.no_grad():
+            plain = teacher.guided_velocity(batch.mask, batch.context, guidance=1.0)
+            strong = teacher.guided_velocity(batch.mask, batch.context, guidance=3.0)
+            assert not torch.allclose(plain(noise, 0.9), strong(noise, 0.9))
+            torch.testing.assert_close(plain(noise, 0.2), strong(noise, 0.2))
+
+
+class TestModelFolder:
+    def test_round_trip_in_fp16(self, teacher: CsgModel, tmp_path: Path) -> None:
+        teacher.save(tmp_path / "teacher")
+        loaded = CsgModel.load(tmp_path / "teacher")
+        assert (loaded.role, loaded.image_size, loaded.schema) == ("teacher", SIZE, MSK_SCHEMA)
+        for name, value in teacher.network.state_dict().items():
+            torch.testing.assert_close(loaded.network.state_dict()[name], value.half().float(), atol=0, rtol=0)
+
+    def test_damage_is_named(self, teacher: CsgModel, tmp_path: Path) -> None:
+        teacher.save(tmp_path / "teacher")
+        weights = tmp_path / "teacher" / WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(TrainingError, match="diffusion_pytorch_model"):
+            CsgModel.load(tmp_path / "teacher")
+        with pytest.raises(TrainingError, match="missing"):
+            CsgModel.load(tmp_path / "nowhere")
+
+
+def stop_at(iteration: int) -> Callable[[Callable[[int], Tensor]], Callable[[int], Tensor]]:
+    """Wrap a loss so that SIGTERM arrives while it is computed."""
+
+    def wrap(loss: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        def stopping(index: int) -> Tensor:
+            if index == iteration:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss(index)
+
+        return stopping
+
+    return wrap
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Make the next training runs be stopped at an iteration, or run through again with None."""
+    original = loop.fit
+
+    def choose(iteration: int | None) -> None:
+        def fit(state: loop.TrainingState, loss: Callable[[int], Tensor], *rest: object, **options: object) -> bool:
+            return original(state, stop_at(iteration)(loss) if iteration is not None else loss, *rest, **options)
+
+        monkeypatch.setattr("csg_edge.training.teacher.fit", fit)
+        monkeypatch.setattr("csg_edge.training.distil.fit", fit)
+
+    return choose
+
+
+def same_file(first: Path, second: Path) -> bool:
+    return first.read_bytes() == second.read_bytes()
+
+
+class TestResume:
+    def test_interrupted_teacher_equals_uninterrupted(
+        self, phantom_set: Path, tmp_path: Path, interrupt: Callable[[int | None], None]
+    ) -> None:
+        config = TeacherConfig((phantom_set,), image_size=SIZE, network=TINY)
+        assert train(config, LOOP, out=tmp_path / "through", device=CPU)
+        interrupt(2)
+        assert not train(config, LOOP, out=tmp_path / "resumed", device=CPU)
+        interrupt(None)
+        assert train(config, LOOP, out=tmp_path / "resumed", device=CPU)
+        for name in ("checkpoint.safetensors", f"teacher/{WEIGHTS}", "losses.csv"):
+            assert same_file(tmp_path / "through" / name, tmp_path / "resumed" / name), name
+
+    def test_interrupted_student_equals_uninterrupted(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, interrupt: Callable[[int | None], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(distil, "SHARD", 2)
+        teacher.save(tmp_path / "teacher")
+        config = distil.DistilConfig((phantom_set,), trajectories=4, guidance=2.0)
+
+        def run(out: Path) -> bool:
+            model = CsgModel.load(tmp_path / "teacher")
+            distil.make_trajectories(model, config, out / "trajectories", device=CPU, precision="fp32")
+            stored = distil.Trajectories(out / "trajectories", config.trajectories)
+            return distil.distil(model, stored, LOOP, out=out, device=CPU)
+
+        assert run(tmp_path / "through")
+        interrupt(3)
+        assert not run(tmp_path / "resumed")
+        distil.shard_path(tmp_path / "resumed" / "trajectories", 1).unlink()  # as if killed while making it
+        interrupt(None)
+        assert run(tmp_path / "resumed")
+        for name in ("trajectories/shard-00001.safetensors", "checkpoint.safetensors", f"student/{WEIGHTS}"):
+            assert same_file(tmp_path / "through" / name, tmp_path / "resumed" / name), name
+
+    def test_trajectories_of_another_teacher_are_refused(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(distil, "SHARD", 1)
+        config = distil.DistilConfig((phantom_set,), trajectories=1)
+        distil.make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
+        with pytest.raises(TrainingError, match="another guidance"):
+            distil.make_trajectories(teacher, replace(config, guidance=2.0), tmp_path, device=CPU, precision="fp32")
+
+
+class TestLoop:
+    def run(self, tmp_path: Path, loss: Callable[[Tensor, int], Tensor], **options: object) -> loop.TrainingState:
+        network = torch.nn.Linear(2, 1)
+        config = replace(LOOP, **options)
+        state = loop.start(network, config)
+        loop.fit(state, lambda index: loss(network.weight, index), config, directory=tmp_path, label="test")
+        return state
+
+    def test_it_optimises(self, tmp_path: Path) -> None:
+        state = self.run(tmp_path, lambda weight, _: (weight - 1).square().sum(), iterations=400, learning_rate=0.05)
+        torch.testing.assert_close(state.network.weight, torch.ones(1, 2), atol=0.02, rtol=0)
+
+    def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(self, tmp_path: Path) -> None:
+        checkpoint = tmp_path / "checkpoint.safetensors"
+        self.run(tmp_path, lambda weight, _: weight.square().sum())
+        good = checkpoint.read_bytes()
+        with pytest.raises(TrainingError, match="learning-rate"):
+            self.run(tmp_path, lambda weight, index: weight.sum() * (float("nan") if index == 3 else 1.0))
+        assert checkpoint.read_bytes() == good
+
+    def test_full_disk_keeps_the_last_checkpoint(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run(tmp_path, lambda weight, _: weight.square().sum())
+        good = (tmp_path / "checkpoint.safetensors").read_bytes()
+
+        def full(tensors: object, path: Path, metadata: object) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(loop, "save_file", full)
+        with pytest.raises(TrainingError, match="disk space"):
+            self.run(tmp_path, lambda weight, _: weight.square().sum())
+        assert (tmp_path / "checkpoint.safetensors").read_bytes() == good
+        assert not (tmp_path / "checkpoint.partial").exists()
+
+    def test_other_options_are_refused_but_a_longer_run_is_not(self, tmp_path: Path) -> None:
+        state = self.run(tmp_path, lambda weight, _: weight.square().sum())
+        path = tmp_path / "checkpoint.safetensors"
+        loop.load_checkpoint(path, state, replace(LOOP, iterations=9))
+        with pytest.raises(TrainingError, match="batch"):
+            loop.load_checkpoint(path, state, replace(LOOP, batch=8))
+
+    def test_truncated_checkpoint_is_named(self, tmp_path: Path) -> None:
+        state = self.run(tmp_path, lambda weight, _: weight.square().sum())
+        path = tmp_path / "checkpoint.safetensors"
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(TrainingError, match="unreadable"):
+            loop.load_checkpoint(path, state, LOOP)
