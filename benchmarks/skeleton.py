@@ -152,7 +152,7 @@ def agreement(bundle: str, cases: list[Case]) -> dict[str, float]:
 
 
 def latencies(bundle: str, case: Case) -> dict[str, Any]:
-    """Median and 90th percentile of one image at batch 1; engines take turns, so that a noisy machine hits all alike."""
+    """Median and 90th percentile of one image at batch 1; engines take turns, so that noise hits all alike."""
     wanted = [("openvino", "bf16", 1), ("openvino", "fp32", 1), ("onnxruntime", "fp32", 1), ("openvino", "bf16", 4)]
     generators = {}
     for runtime, precision, steps in wanted:
