@@ -19,6 +19,7 @@ from csg_edge.labels import LabelSchema
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+DIGEST_NAME = "manifest.sha256"  # the manifest hashes every other file; this hashes the manifest
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MODELS = Path(__file__).parent / "models"
 # What JSON must hold for a field annotated so.
@@ -142,6 +143,7 @@ def read_bundle(path: Path) -> Bundle:
     Raises BundleError naming the file and the remedy.
     """
     manifest = read_manifest(path / MANIFEST_NAME)
+    _check_own_digest(path)
     for name, entry in manifest.files.items():
         _check_file(path, name, entry)
     return Bundle(path, manifest)
@@ -169,17 +171,31 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
-    """Hash every other file of the folder into the manifest and write it, aside first.
+    """Hash every other file of the folder into the manifest, and the manifest into `manifest.sha256`.
 
-    Returns it with `files` filled.
+    Returns the manifest with `files` filled.
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    files = {name: _entry(directory / name) for name in names if name != MANIFEST_NAME}
+    files = {name: _entry(directory / name) for name in names if name not in (MANIFEST_NAME, DIGEST_NAME)}
     manifest = replace(manifest, files=files)
     aside = directory / f".{MANIFEST_NAME}.partial"
     aside.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     os.replace(aside, directory / MANIFEST_NAME)
+    (directory / DIGEST_NAME).write_text(_digest_line(directory), encoding="utf-8")
     return manifest
+
+
+def _digest_line(directory: Path) -> str:
+    # As `sha256sum` writes it, so that `sha256sum -c manifest.sha256` works too.
+    return f"{_entry(directory / MANIFEST_NAME).sha256}  {MANIFEST_NAME}\n"
+
+
+def _check_own_digest(directory: Path) -> None:
+    path = directory / DIGEST_NAME
+    if not path.is_file():
+        raise BundleError(f"{path}: missing from the bundle; copy the bundle again")
+    if path.read_bytes() != _digest_line(directory).encode():
+        raise BundleError(f"{directory / MANIFEST_NAME}: does not match {DIGEST_NAME}; damaged, copy the bundle again")
 
 
 def _entry(path: Path) -> FileEntry:

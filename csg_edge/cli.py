@@ -303,14 +303,20 @@ def distill(
 @click.option("--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations, one graph each.")
 @click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
 @click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
-def export(student: Path, out: Path, steps: str, name: str | None, card: Path | None) -> None:
+@click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
+def export(student: Path, out: Path, steps: str, name: str | None, card: Path | None, licence: Path | None) -> None:
     """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
     _need_training()
     from csg_edge.export.assemble import export_bundle, parse_steps
     from csg_edge.training.model import CsgModel
 
+    documents = {"MODEL_CARD.md": card, "LICENSE": licence}
     manifest = export_bundle(
-        CsgModel.load(student), out, steps=parse_steps(steps), name=name or out.resolve().name, card=card
+        CsgModel.load(student),
+        out,
+        steps=parse_steps(steps),
+        name=name or out.resolve().name,
+        documents={document: path for document, path in documents.items() if path is not None},
     )
     size = sum(entry.size for entry in manifest.files.values())
     click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {size / 1e6:.1f} MB")

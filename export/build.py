@@ -32,7 +32,8 @@ def main() -> None:
     call("distill", run / "teacher" / "teacher", *sets, "--out", run / "student", *flags(recipe["distill"]))
     card = arguments.recipe.parent / recipe["card"]
     bundle = Path("csg_edge/models") / name
-    call("export", run / "student" / "student", "--out", bundle, "--card", card, *flags(recipe["export"]))
+    documents = ["--card", card, "--license", "LICENSE"]
+    call("export", run / "student" / "student", "--out", bundle, *documents, *flags(recipe["export"]))
     call("verify", bundle)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 import csg_edge
 from csg_edge import folders
-from csg_edge.bundle import MANIFEST_NAME
+from csg_edge.bundle import MANIFEST_NAME, read_manifest, write_manifest
 from csg_edge.cli import main
 from csg_edge.conditions import read_context, read_mask, resize_mask, write_png
 from csg_edge.errors import EngineError, InputError
@@ -61,11 +62,9 @@ def phantoms(tmp_path: Path, phantom_set: Path) -> Path:
 @pytest.fixture
 def small_bundle(bundle_copy: Path) -> Path:
     """The shipped bundle with one engine and one golden case: verified in a second."""
-    path = bundle_copy / MANIFEST_NAME
-    values = json.loads(path.read_text())
-    values["engines"] = [e for e in values["engines"] if e["target"] == "onnxruntime:CPU:fp32" and e["steps"] == 1]
-    values["golden"] = values["golden"][:1]
-    path.write_text(json.dumps(values))
+    manifest = read_manifest(bundle_copy / MANIFEST_NAME)
+    engines = tuple(e for e in manifest.engines if e.target == "onnxruntime:CPU:fp32" and e.steps == 1)
+    write_manifest(bundle_copy, replace(manifest, engines=engines, golden=manifest.golden[:1]))
     return bundle_copy
 
 
@@ -405,18 +404,18 @@ class TestVerify:
         assert engine["worst"]["share_within_1"] >= 0.999
 
     def test_another_image_than_promised_fails(self, run: Run, small_bundle: Path) -> None:
-        path = small_bundle / MANIFEST_NAME
-        values = json.loads(path.read_text())
-        values["golden"][0]["seed"] += 1
-        path.write_text(json.dumps(values))
+        manifest = read_manifest(small_bundle / MANIFEST_NAME)
+        (case,) = manifest.golden
+        write_manifest(small_bundle, replace(manifest, golden=(replace(case, seed=case.seed + 1),)))
         result = run("verify", small_bundle)
         assert result.code == 1
         assert result.out.startswith("failed   onnxruntime:CPU:fp32, 1 step ")
-        assert result.out.endswith(f"beyond tolerance: {values['golden'][0]['name']}\n")
+        assert result.out.endswith(f"beyond tolerance: {case.name}\n")
 
     def test_an_engine_that_cannot_run_is_no_pass(self, run: Run, small_bundle: Path) -> None:
-        path = small_bundle / MANIFEST_NAME
-        path.write_text(path.read_text().replace("onnxruntime:CPU:fp32", "onnxruntime:NPU:fp32"))
+        manifest = read_manifest(small_bundle / MANIFEST_NAME)
+        (engine,) = manifest.engines
+        write_manifest(small_bundle, replace(manifest, engines=(replace(engine, target="onnxruntime:NPU:fp32"),)))
         result = run("verify", small_bundle)
         assert result.code == 1
         assert result.out.startswith("not run  onnxruntime:NPU:fp32")

@@ -107,12 +107,12 @@ def test_bundle_proves_itself_and_is_replaced_whole(student: CsgModel, tmp_path:
     out = tmp_path / "bundle"
     card = tmp_path / "card.md"
     card.write_text("# card\n")
-    manifest = export_bundle(student, out, steps=(1,), name="tiny", card=card)
+    manifest = export_bundle(student, out, steps=(1,), name="tiny", documents={"MODEL_CARD.md": card})
     assert manifest.steps == (1,)
     assert (out / "MODEL_CARD.md").read_text() == "# card\n"
     assert all(result.status != "failed" for result in verify_bundle(read_bundle(out)))
     assert manifest.export["onnxruntime_against_torch"]["steps_1"]["share_within_1"] >= 0.999
-    export_bundle(student, out, steps=(1,), name="tiny", card=None)
+    export_bundle(student, out, steps=(1,), name="tiny")
     assert not (out / "MODEL_CARD.md").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -120,7 +120,7 @@ def test_bundle_proves_itself_and_is_replaced_whole(student: CsgModel, tmp_path:
 def test_a_folder_that_is_no_bundle_is_left_alone(student: CsgModel, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="not a bundle"):
-        export_bundle(student, tmp_path, steps=(1,), name="tiny", card=None)
+        export_bundle(student, tmp_path, steps=(1,), name="tiny")
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 

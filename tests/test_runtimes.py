@@ -23,19 +23,21 @@ def feeds() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="class")
+def runtime(request: pytest.FixtureRequest, shipped: Path) -> Any:
+    """The one-step graph of the shipped bundle, open in the runtime of the test class."""
+    cls, precision = runtime_class(request.cls.name), request.cls.precision
+    if reason := cls.why_not("CPU", precision):
+        pytest.skip(reason)
+    with cls.open(shipped / "graphs" / "steps-1.onnx", device="CPU", precision=precision) as opened:
+        yield opened
+
+
 class RuntimeContract:
     """Subclassed once per runtime."""
 
     name: str
     precision = "fp32"
-
-    @pytest.fixture(scope="class")
-    def runtime(self, shipped: Path) -> Any:
-        cls = runtime_class(self.name)
-        if reason := cls.why_not("CPU", self.precision):
-            pytest.skip(reason)
-        with cls.open(shipped / "graphs" / "steps-1.onnx", device="CPU", precision=self.precision) as opened:
-            yield opened
 
     def test_specs_are_those_of_the_one_graph(self, runtime: Runtime) -> None:
         inputs = {spec.name: (spec.dtype, spec.shape[1:]) for spec in runtime.inputs}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.verify import Difference
 
 GOLDEN_SEED = 2024
+EMPTY: Mapping[str, Path] = MappingProxyType({})
 EXACT = Tolerance(levels=1, share=0.999, psnr=50.0)
 SIXTEEN_BIT = Tolerance(levels=255, share=1.0, psnr=40.0)
 
@@ -54,15 +56,16 @@ def export_bundle(model: CsgModel, out: Path, *, steps: Sequence[int], name: str
     """
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise InputError(f"--out {out}: not empty and not a bundle; choose another folder")
-    if card is not None and not card.is_file():
-        raise InputError(f"--card {card}: no such file; give a Markdown model card")
+    for path in documents.values():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; check the path of the {path.name} to put into the bundle")
     aside = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         aside.mkdir(parents=True)
         paths = export_graphs(model, steps, aside / "graphs")
         cases, parity = _golden_cases(model.eval(), aside, paths)
-        if card is not None:
-            shutil.copyfile(card, aside / "MODEL_CARD.md")
+        for document, path in documents.items():
+            shutil.copyfile(path, aside / document)
         side = model.image_size
         manifest = Manifest(
             format=FORMAT,

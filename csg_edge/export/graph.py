@@ -71,6 +71,7 @@ def export_graphs(model: CsgModel, steps: Sequence[int], directory: Path) -> dic
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / WEIGHTS_NAME
     save_file(tensors, weights)
+    weights.chmod(0o644)  # safetensors writes for the owner alone; a bundle may be shared
     offsets = _offsets(weights)
     paths = {}
     for count, graph in graphs.items():
