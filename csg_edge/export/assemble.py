@@ -49,10 +49,12 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return steps
 
 
-def export_bundle(model: CsgModel, out: Path, *, steps: Sequence[int], name: str, card: Path | None) -> Manifest:
-    """Write a bundle.
+def export_bundle(
+    model: CsgModel, out: Path, *, steps: Sequence[int], name: str, documents: Mapping[str, Path] = EMPTY
+) -> Manifest:
+    """Write a bundle; `documents` are files to copy into it (card, licence), by their name there.
 
-    Raises InputError if `out` holds something else or the card is missing; `out` is whole or untouched.
+    Raises InputError if `out` holds something else or a document is missing; `out` is whole or untouched.
     """
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise InputError(f"--out {out}: not empty and not a bundle; choose another folder")
