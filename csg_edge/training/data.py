@@ -23,6 +23,7 @@ from csg_edge.labels import LabelSchema
 from csg_edge.training.networks import NO_MASK
 
 Image = NDArray[np.uint8]
+Maps = tuple[NDArray[np.float32], NDArray[np.float32]]  # x and y of each pixel, in pixels
 
 
 class Batch(NamedTuple):
@@ -56,7 +57,7 @@ class Look:
         return (levels * 255.0 + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def draw_warp(shape: tuple[int, int], random: np.random.Generator, *, strength: float) -> tuple[Image, Image]:
+def draw_warp(shape: tuple[int, int], random: np.random.Generator, *, strength: float) -> Maps:
     """Sampling maps for flip, zoom, shift, tilt and a smooth elastic field. Never upside down: depth has a meaning."""
     height, width = shape
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -73,7 +74,7 @@ def draw_warp(shape: tuple[int, int], random: np.random.Generator, *, strength: 
     return ((warped_x + 0.5) * width).astype(np.float32), ((warped_y + 0.5) * height).astype(np.float32)
 
 
-def warp(image: Image, maps: tuple[Image, Image], *, labels: bool = False) -> Image:
+def warp(image: Image, maps: Maps, *, labels: bool = False) -> Image:
     """Sample an image, or with `labels` a mask (nearest neighbour), through maps of `draw_warp`."""
     interpolation = cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR
     return np.asarray(
