@@ -19,7 +19,7 @@ TEACHER_TIMESTEPS = (1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0)
 """Six Heun steps, eleven evaluations."""
 
 STUDENT_TIMESTEPS = {1: (1.0, 0.0), 2: (1.0, 0.5, 0.0), 4: (1.0, 5 / 6, 0.5, 1 / 6, 0.0)}
-"""Steps -> timesteps; inner points lie on the teacher's grid, where the student was trained."""
+"""Steps -> timesteps."""
 
 
 def mix(clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
