@@ -37,6 +37,10 @@ class OneLineErrors(click.Group):
         except BrokenPipeError:  # the reader of our output has gone; nothing to tell it
             sys.stderr.close()
             sys.exit(141)
+        except OSError as error:  # a folder that cannot be made, a disk that is full
+            _fail(
+                f"{error.filename or 'file'}: {error.strerror or error}; check the path, its permissions and free space"
+            )
         sys.exit(code if isinstance(code, int) else 0)
 
 
