@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the real sets")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints live")
+    parser.add_argument("--bundles", type=Path, default=Path("csg_edge/models"), help="where the bundle is written")
     arguments = parser.parse_args()
     recipe = tomllib.loads(arguments.recipe.read_text())
     name = recipe["name"]
@@ -31,8 +32,8 @@ def main() -> None:
     call("train", *sets, "--out", run / "teacher", *flags(recipe["train"]))
     call("distill", run / "teacher" / "teacher", *sets, "--out", run / "student", *flags(recipe["distill"]))
     card = arguments.recipe.parent / recipe["card"]
-    bundle = Path("csg_edge/models") / name
-    documents = ["--card", card, "--license", "LICENSE"]
+    bundle = arguments.bundles / name
+    documents = ["--card", card, "--license", Path(__file__).parents[1] / "LICENSE"]
     call("export", run / "student" / "student", "--out", bundle, *documents, *flags(recipe["export"]))
     call("verify", bundle)
 

@@ -1,4 +1,4 @@
-"""The whole path by commands alone: phantom, train, distill, export, verify, generate."""
+"""The whole path by commands alone, as a recipe runs it: phantom, train, distill, export, verify, generate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from csg_edge.training import distil
 
+BUILD = Path(__file__).parents[1] / "export" / "build.py"
+
 
 def csg_edge(*arguments: object) -> str:
     command = [sys.executable, "-m", "csg_edge", *map(str, arguments)]
@@ -19,20 +21,36 @@ def csg_edge(*arguments: object) -> str:
     return done.stdout
 
 
+RECIPE = f"""
+name = "tiny"
+card = "card.md"
+[phantom]
+count = 12
+[train]
+iterations = 2
+batch = 2
+[distill]
+trajectories = {distil.SHARD}
+iterations = 2
+batch = 2
+[export]
+steps = "2"
+"""
+
+
 @pytest.mark.slow
-def test_from_phantom_to_image(tmp_path: Path) -> None:
-    phantom, teacher, student, bundle = (tmp_path / name for name in ("phantom", "teacher", "student", "bundle"))
-    short = ("--data", phantom, "--iterations", 2, "--batch", 2)
-    csg_edge("phantom", "--out", phantom, "--count", 12)
-    csg_edge("train", *short, "--out", teacher)
-    made = distil.SHARD
-    csg_edge("distill", teacher / "teacher", *short, "--trajectories", made, "--out", student)
-    csg_edge("export", student / "student", "--out", bundle, "--steps", 2)
+def test_a_recipe_leads_from_phantom_to_images(phantom_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "card.md").write_text("# tiny\n")
+    build = [sys.executable, BUILD, tmp_path / "recipe.toml", "--data", phantom_set]
+    subprocess.run([*build, "--runs", tmp_path / "runs", "--bundles", tmp_path], check=True)
+
+    phantom, bundle, out = tmp_path / "runs/tiny/phantom", tmp_path / "tiny", tmp_path / "images"
     assert json.loads(csg_edge("verify", bundle, "--json"))["passed"] is True
+    assert {path.name for path in bundle.glob("*.md")} == {"MODEL_CARD.md"}
     options = ("--mask", phantom / "masks", "--context", phantom / "contexts", "--bundle", bundle, "--steps", 2)
-    record = json.loads(csg_edge("generate", *options, "--out", tmp_path / "images", "--json"))
-    assert len(record["images"]) == 12
-    assert len(list((tmp_path / "images").glob("0*.png"))) == 12
+    record = json.loads(csg_edge("generate", *options, "--out", out, "--json"))
+    assert len(record["images"]) == len(list(out.glob("0*.png"))) == 12
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(phantom_set: Path, tmp_path: Path) -> None:
