@@ -29,7 +29,7 @@ $(DEV_ENV)/.ready: pyproject.toml
 	@touch $@
 
 demo: $(DEMO_ENV)/.ready
-	@rm -rf $(DEMO_OUT)
+	@rm -rf $(DEMO_OUT)/phantom $(DEMO_OUT)/images
 	@echo "== phantom masks and contexts"
 	@$(DEMO_ENV)/bin/csg-edge phantom --out $(DEMO_OUT)/phantom --count 12 --seed 7
 	@echo "== checking the shipped bundle on this machine"
@@ -62,4 +62,4 @@ bundle: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python export/build.py export/msk-256.toml --data $(REAL_DATA)
 
 clean:
-	rm -rf .venv dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv dist $(DEMO_OUT)/phantom $(DEMO_OUT)/images .pytest_cache .mypy_cache .ruff_cache
