@@ -163,7 +163,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: bundle format {found!r}, this csg-edge reads {FORMAT}; export it again or update csg-edge"
         )
     try:
-        return _parse(values, path)
+        return _parse(values)
     except CsgEdgeError as error:
         raise BundleError(f"{path}: {error}") from None
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -219,7 +219,7 @@ def _check_file(root: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def _parse(values: dict[str, Any], path: Path) -> Manifest:
+def _parse(values: dict[str, Any]) -> Manifest:
     engines = tuple(
         _build(Engine, {**item, "tolerance": _build(Tolerance, item["tolerance"], "tolerance")}, "engine")
         for item in values["engines"]

@@ -103,7 +103,7 @@ def fit(
             _average(state, config.ema)
             state.iteration += 1
             log.add(state.iteration, value.item(), rate)
-            progress.advance(note=f"loss {log.mean:.4f}")
+            progress.advance(note="" if math.isnan(log.mean) else f"loss {log.mean:.4f}")
             if time.monotonic() - saved > checkpoint_seconds:
                 save_checkpoint(checkpoint, state, config)
                 saved = time.monotonic()
@@ -197,14 +197,13 @@ class LossLog:
     def __init__(self, path: Path, *, keep_until: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = list(csv.reader(path.open(newline="")))[1:] if path.exists() and keep_until else []
-        self.path, self.mean, self._recent = path, math.nan, []
+        self.path, self.mean = path, math.nan  # no mean before the first LOG_EVERY iterations
+        self._recent: list[float] = []
         with path.open("w", newline="") as file:
             # Rows written after the last checkpoint will be written again.
             csv.writer(file).writerows(
                 [["iteration", "loss", "learning_rate"], *(row for row in rows if int(row[0]) <= keep_until)]
             )
-
-    _recent: list[float]
 
     def add(self, iteration: int, loss: float, rate: float) -> None:
         self._recent.append(loss)
