@@ -13,6 +13,7 @@ import click
 
 from csg_edge import __version__
 from csg_edge.errors import CsgEdgeError
+from csg_edge.quality.commands import fit_evaluators, validate
 
 FOLDER = click.Path(path_type=Path)
 
@@ -81,6 +82,10 @@ device_option = click.option(
 @click.version_option(__version__, prog_name="csg-edge")
 def main() -> None:
     """Labelled musculoskeletal ultrasound images from a mask and a context image."""
+
+
+main.add_command(validate)
+main.add_command(fit_evaluators)
 
 
 @main.command()

@@ -98,6 +98,12 @@ def read_set(directory: Path, schema: LabelSchema, *, split: str, size: int) -> 
     return LabelledSet(directory.name, np.stack(images), np.stack(masks), tuple(names), tuple(groups))
 
 
+def splits_of(directory: Path) -> set[str]:
+    """The names in the split column of a set's manifest."""
+    with (directory / "manifest.csv").open(newline="") as file:
+        return {row.get("split") or "" for row in csv.DictReader(file)}
+
+
 def find_sets(root: Path) -> list[Path]:
     """The folder itself if it has a manifest, else its sub-folders that have one.
 

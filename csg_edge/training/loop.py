@@ -116,7 +116,10 @@ def _average(state: TrainingState, decay: float) -> None:
     # A short memory at first: early weights would otherwise linger in a short run.
     decay = min(decay, (1.0 + state.iteration) / (10.0 + state.iteration))
     for name, value in state.network.state_dict().items():
-        state.ema[name].lerp_(value, 1.0 - decay)
+        if value.is_floating_point():
+            state.ema[name].lerp_(value, 1.0 - decay)
+        else:  # a batch norm's counter
+            state.ema[name].copy_(value)
 
 
 def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:

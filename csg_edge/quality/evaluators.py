@@ -1,0 +1,229 @@
+"""The two frozen networks that judge images: an independent segmenter and an in-domain encoder.
+
+They are trained on train groups only (`fit_evaluators`), take part in no training loss, and are pinned by hash, so that
+figures of different days can be compared. Architectures are MONAI's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.losses.dice import DiceLoss
+from monai.networks.nets.resnet import ResNet
+from monai.networks.nets.unet import UNet
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from csg_edge.errors import BundleError, InputError
+from csg_edge.labels import LabelSchema
+from csg_edge.quality.descriptors import standardise
+from csg_edge.quality.samples import Image, Samples
+
+SHIPPED = Path(__file__).parent / "evaluators_msk"
+RECORD_NAME = "evaluators.json"
+EMBEDDING = 64  # features behind KID, MMD, Frechet: few enough for a Frechet distance from some hundred images
+BATCH = 32
+
+LIMITS = (
+    "The segmenter and the encoder saw some hundred real images and the phantom: they know these two sets' anatomy and "
+    "these machines' speckle, and say little about other body regions or scanners until fitted to them.",
+    "The encoder was taught to see blur, grain, noise, gain and misplaced masks; a flaw of another kind can escape it. "
+    "The two-sample test on pixels, which is trained afresh on each engine's images, is the guard against that.",
+    "In the nerve and vessel set everything but nerve and vessel is unlabelled, so Dice there judges these two alone.",
+)
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """The frozen networks and what they are fit for."""
+
+    segmenter: nn.Module
+    encoder: Encoder
+    schema: LabelSchema
+    image_size: int
+    sha256: dict[str, str]
+    record: dict[str, object]  # how they were trained and what they scored on held-out groups
+
+    @torch.inference_mode()
+    def segment(self, images: Image) -> Image:
+        """(N, H, W) uint8 images -> (N, H, W) uint8 class indices."""
+        labels = [self.segmenter(_grey(images, start)).argmax(1) for start in range(0, len(images), BATCH)]
+        return torch.cat(labels).to(torch.uint8).numpy()
+
+    def describe(self, samples: Samples) -> Described:
+        """All features of some images, in two passes of the encoder: without and with their masks."""
+        alone = self._features(samples.images, None)
+        joint = self._features(samples.images, samples.masks).embedding
+        return Described(alone.embedding.numpy(), joint.numpy(), torch.cat(alone.statistics, 1).numpy())
+
+    def style(self, images: Image) -> NDArray[np.float32]:
+        """(N, D) channel means and deviations of the two shallow stages: texture and gain, hardly any anatomy."""
+        return torch.cat(self._features(images, None).statistics[:2], 1).numpy()
+
+    @torch.inference_mode()
+    def _features(self, images: Image, masks: Image | None) -> Features:
+        if images.shape[1:] != (self.image_size, self.image_size):
+            raise InputError(
+                f"images of {images.shape[1:]}: these evaluators judge {self.image_size} x {self.image_size}; "
+                "read the data at that size or fit evaluators of your own"
+            )
+        parts = []
+        for start in range(0, len(images), BATCH):
+            mask = None if masks is None else torch.from_numpy(masks[start : start + BATCH])
+            parts.append(self.encoder(_grey(images, start), mask))
+        statistics = [torch.cat(found) for found in zip(*(part.statistics for part in parts), strict=True)]
+        return Features(torch.cat([part.embedding for part in parts]), statistics)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Features of N images: (N, 64) of the images alone, (N, 64) of images with their masks, and the (N, D) channel
+    means and deviations at every depth of the network, for the two-sample test."""
+
+    embedding: NDArray[np.float32]
+    joint: NDArray[np.float32]
+    pyramid: NDArray[np.float32]
+
+    def standardised(self, reference: Described) -> Described:
+        """In units of the reference's deviation around its mean."""
+        return Described(
+            standardise(reference.embedding, self.embedding)[1],
+            standardise(reference.joint, self.joint)[1],
+            standardise(reference.pyramid, self.pyramid)[1],
+        )
+
+    def take(self, indices: NDArray[np.intp]) -> Described:
+        """The features of the images at some positions."""
+        return Described(self.embedding[indices], self.joint[indices], self.pyramid[indices])
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder says of a batch: (B, 64) embedding and, per stage, (B, 2C) channel means and deviations."""
+
+    embedding: Tensor
+    statistics: list[Tensor]
+
+
+class Encoder(nn.Module):
+    """A small ResNet over image and one-hot mask; without a mask its planes are zero."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.body = ResNet(
+            "basic", [1, 1, 1, 1], [32, 64, 128, 256], spatial_dims=2, n_input_channels=1 + classes,
+            conv1_t_size=5, conv1_t_stride=2, no_max_pool=True, feed_forward=False,
+        )  # fmt: skip
+        self.embedding = nn.Linear(256, EMBEDDING)
+
+    def forward(self, grey: Tensor, mask: Tensor | None) -> Features:
+        """(B, 1, H, W) grey in -1..1 and (B, H, W) uint8 mask or None -> features."""
+        if mask is None:
+            planes = grey.new_zeros(len(grey), self.classes, *grey.shape[2:])
+        else:
+            planes = F.one_hot(mask.long(), self.classes).movedim(-1, 1).to(grey.dtype)  # (B, K, H, W)
+        hidden = torch.cat([grey, planes], 1).contiguous(memory_format=torch.channels_last)
+        hidden = self.body.act(self.body.bn1(self.body.conv1(hidden)))
+        statistics = []
+        for stage in (self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4):
+            hidden = stage(hidden)
+            statistics.append(torch.cat([hidden.mean((2, 3)), hidden.std((2, 3))], 1).float())
+        return Features(self.embedding(hidden.mean((2, 3))).float(), statistics)
+
+
+def make_segmenter(classes: int) -> nn.Module:
+    """A residual U-Net of 0.7 M parameters: (B, 1, H, W) grey in -1..1 -> (B, K, H, W) scores."""
+    return UNet(2, 1, classes, channels=(16, 32, 64, 128, 192), strides=(2, 2, 2, 2), num_res_units=1, norm="batch").to(
+        memory_format=torch.channels_last
+    )
+
+
+def segmentation_loss(scores: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy plus Dice loss over the foreground classes that the batch holds.
+
+    (B, K, H, W) scores, (B, H, W) uint8 masks. A class that is nowhere in the batch has no Dice: counting it would
+    only teach the network to be silent about rare classes.
+    """
+    entropy = F.cross_entropy(scores, masks.long())
+    present = [label for label in masks.unique().tolist() if label > 0]
+    if not present:
+        return entropy
+    chance = scores.softmax(1)[:, present]
+    wanted = F.one_hot(masks.long(), scores.shape[1]).movedim(-1, 1)[:, present]
+    return entropy + DiceLoss(batch=True)(chance, wanted)
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """(B, H, W) uint8 -> (B, 1, H, W) float32 in -1..1."""
+    return (images[:, None].float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+
+
+def _grey(images: Image, start: int) -> Tensor:
+    return grey_levels(torch.from_numpy(images[start : start + BATCH]))
+
+
+def save_evaluators(
+    directory: Path, segmenter: nn.Module, encoder: Encoder, *, schema: LabelSchema, image_size: int,
+    record: dict[str, object],
+) -> None:  # fmt: skip
+    """Write both networks in fp16 and `evaluators.json` with their hashes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    hashes = {}
+    for name, network in (("segmenter", segmenter), ("encoder", encoder)):
+        path = directory / f"{name}.safetensors"
+        state = network.state_dict()
+        save_file(
+            {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()},
+            path,
+        )
+        path.chmod(0o644)  # safetensors writes for the owner alone
+        hashes[name] = _sha256(path)
+    values = {"labels": list(schema.names), "image_size": image_size, "sha256": hashes, "record": record}
+    (directory / RECORD_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_evaluators(directory: Path = SHIPPED, *, schema: LabelSchema | None = None) -> Evaluators:
+    """Read frozen evaluators and check their hashes.
+
+    Raises BundleError for missing or altered files, InputError if `schema` differs from theirs.
+    """
+    try:
+        values = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
+        own = LabelSchema(tuple(values["labels"]))
+        hashes = {name: values["sha256"][name] for name in ("segmenter", "encoder")}
+        size = int(values["image_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{directory}: no evaluators there ({error}); fit them with csg-edge fit-evaluators"
+        ) from None
+    if schema is not None and schema != own:
+        raise InputError(
+            f"evaluators in {directory} know the classes {', '.join(own.names)}, the bundle has "
+            f"{', '.join(schema.names)}; fit evaluators for it with csg-edge fit-evaluators"
+        )
+    segmenter, encoder = make_segmenter(len(own)), Encoder(len(own))
+    for name, network in (("segmenter", segmenter), ("encoder", encoder)):
+        path = directory / f"{name}.safetensors"
+        try:
+            if _sha256(path) != hashes[name]:
+                raise BundleError(f"{path}: does not match its hash in {RECORD_NAME}; copy or fit the evaluators again")
+            network.load_state_dict(
+                {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+            )
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise BundleError(f"{path}: cannot read ({error}); copy or fit the evaluators again") from None
+        network.eval().requires_grad_(False)
+    return Evaluators(segmenter, encoder.to(memory_format=torch.channels_last), own, size, hashes, values["record"])
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,161 @@
+"""What each figure of a validation is called, which way is better, and what it means in one plain sentence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """unit: empty for a plain number; better: "lower", "higher", "near real" or "near 0.5" and the like."""
+
+    title: str
+    unit: str
+    better: str
+    explanation: str
+
+
+def describe_metric(name: str) -> Metric:
+    """The entry of METRICS; for a figure without one, its name in words."""
+    return METRICS.get(name, Metric(name.replace("_", " "), "", "", ""))
+
+
+METRICS: dict[str, Metric] = {
+    "dice": Metric(
+        "Mask fidelity (Dice)",
+        "0 to 1",
+        "near real",
+        "How well an independent segmenter finds the given mask in the image. As well as in real images is right; "
+        "better than that means images simpler than real ones.",
+    ),
+    "contrast_correlation": Metric(
+        "Class contrast correlation",
+        "\N{MINUS SIGN}1 to 1",
+        "higher",
+        "Whether each class is as bright or dark against its image as in the real image of the mask; near 0 if the "
+        "mask is ignored.",
+    ),
+    "kid": Metric(
+        "Kernel distance (KID)",
+        "",
+        "lower",
+        "Distance between the two sets of images in the features of our own encoder, polynomial kernel; about 0, and "
+        "at times just below, for two sets of real images.",
+    ),
+    "kid_joint": Metric(
+        "Kernel distance with masks",
+        "",
+        "lower",
+        "The same on features of image and mask together: also sees good images that do not belong to their masks.",
+    ),
+    "mmd": Metric(
+        "Mean discrepancy (MMD)",
+        "",
+        "lower",
+        "As the kernel distance, with a Gaussian kernel, which weighs all differences of the sets and not only the "
+        "first moments.",
+    ),
+    "mmd_joint": Metric(
+        "Mean discrepancy with masks",
+        "",
+        "lower",
+        "The same on features of image and mask together.",
+    ),
+    "frechet": Metric(
+        "Fréchet distance",
+        "",
+        "lower",
+        "Distance between normal distributions fitted to the features of both sets. It grows as images get fewer: "
+        "compare sets of one size only.",
+    ),
+    "frechet_joint": Metric(
+        "Fréchet distance with masks",
+        "",
+        "lower",
+        "The same on features of image and mask together.",
+    ),
+    "spectrum_gap": Metric(
+        "Spectrum gap",
+        "nats",
+        "lower",
+        "Mean difference of the logarithmic power spectra over all spatial frequencies: sees blur, ringing and wrong "
+        "speckle size.",
+    ),
+    "speckle_gap": Metric(
+        "Speckle gap",
+        "spreads of real",
+        "lower",
+        "Distance of speckle contrast, Nakagami m and speckle size inside homogeneous tissue, in units of their spread "
+        "over real images.",
+    ),
+    "histogram_gap": Metric(
+        "Grey level gap",
+        "grey levels",
+        "lower",
+        "How far grey levels must move, on average over the classes, to match real ones.",
+    ),
+    "two_sample_features": Metric(
+        "Real or synthetic? from features",
+        "accuracy",
+        "near 0.5",
+        "Accuracy of a linear classifier on multi-scale features, on groups it was not trained on; 0.5 is guessing.",
+    ),
+    "two_sample_pixels": Metric(
+        "Real or synthetic? from pixels",
+        "accuracy",
+        "near 0.5",
+        "The same for a small network trained on pixels: sees artefacts that the features miss.",
+    ),
+    "context_hit_rate": Metric(
+        "Own context recognised",
+        "share",
+        "higher",
+        "How often an image is nearer in style to its own context than to another image's; 0.5 if contexts are "
+        "ignored.",
+    ),
+    "style_error": Metric(
+        "Style error",
+        "ratio",
+        "lower",
+        "Style distance to the own context over that to other contexts; 1 if contexts are ignored.",
+    ),
+    "diversity": Metric(
+        "Diversity of seeds",
+        "feature distance",
+        "near teacher",
+        "How much images of one mask and context differ from seed to seed, in encoder features. Less than the "
+        "teacher's is collapse, more may be noise.",
+    ),
+    "diversity_pixels": Metric(
+        "Diversity of seeds, pixels",
+        "grey levels",
+        "near teacher",
+        "The same as the mean absolute difference of pixels.",
+    ),
+    "memorisation_ratio": Metric(
+        "Distance to training images",
+        "ratio",
+        "near 1",
+        "Median distance to the nearest training image, over that of held-out real images; well below 1 is copying.",
+    ),
+    "memorisation_copies": Metric(
+        "Unusually near a training image",
+        "share",
+        "lower",
+        "Share of images nearer to a training image than the nearest 5 % of held-out real images; 0.05 is expected of "
+        "honest images.",
+    ),
+    "context_copy_ratio": Metric(
+        "Distance to own context",
+        "ratio",
+        "near 1",
+        "Distance to the context image, over that of the mask's real image to the same context; well below 1 means "
+        "that the context's structures are copied.",
+    ),
+    "usefulness_dice": Metric(
+        "Usefulness (Dice)",
+        "0 to 1",
+        "higher",
+        "Dice on untouched real images of a segmenter trained with these images.",
+    ),
+}
+"""By the name that a figure has in the record; in the order in which a report lists them."""

@@ -1,0 +1,97 @@
+"""Does a generated image look like its own context, or like any?
+
+Style is what a `DescribeImages` says: by default channel and Gram statistics of a filter bank and the profile over
+depth (`descriptors.style_features`). An image should be nearer in style to its own context than to those of others; a
+generator that ignores its context scores 0.5. Near-duplicate contexts count as others and keep the score below 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.errors import InputError
+from csg_edge.quality.bootstrap import Weights, group_interval
+from csg_edge.quality.checks import check_features, check_images
+from csg_edge.quality.descriptors import DescribeImages, standardise, style_features
+from csg_edge.quality.record import Figure
+from csg_edge.quality.samples import Samples
+
+
+@dataclass(frozen=True)
+class ContextSimilarity:
+    """above_shuffled: share of (image, other context) pairs in which the own context is nearer; 0.5 is ignoring it.
+
+    error: mean style distance to the own context in units of the mean distance to others; 1 is ignoring it.
+    shares: (N,) of each image, for the report.
+    """
+
+    above_shuffled: Figure
+    error: Figure
+    shares: NDArray[np.float64]
+
+
+def context_similarity(
+    generated: Samples,
+    *,
+    rng: np.random.Generator,
+    style: DescribeImages = style_features,
+    strata: Sequence[str] | None = None,
+) -> ContextSimilarity:
+    """Compare every image with its own context and with every different one of the set.
+
+    strata: N strings, such as the public set of each image: only contexts of one stratum are compared, since telling
+    two scanners apart is no merit. Raises InputError for images without contexts, or where no other context is left to
+    compare with.
+    """
+    if generated.contexts is None:
+        raise InputError("context similarity: images without contexts; give generated images with theirs")
+    check_images(generated.images, "generated images")
+    check_images(generated.contexts, "contexts")
+    # One context may serve many images: describe each once, and compare an image with every other one once.
+    pictures, own = np.unique(generated.contexts.reshape(len(generated), -1), axis=0, return_inverse=True)
+    rows = np.arange(len(generated))
+    others = _comparable(own.ravel(), len(pictures), strata or [""] * len(generated))
+    contexts = style(pictures.reshape(-1, *generated.contexts.shape[1:]))
+    check_features(contexts, what="style features of the contexts")
+    images = style(generated.images)
+    check_features(images, what="style features of the images")
+    contexts, images = standardise(contexts, images)
+    gaps = images[:, None].astype(np.float64) - contexts[None]
+    distances = np.sqrt((gaps**2).mean(axis=2))  # (N, contexts)
+    mine = distances[rows, own.ravel()]
+    nearer = (mine[:, None] < distances) + 0.5 * (mine[:, None] == distances)
+    shares = nearer.mean(axis=1, where=others)
+    foreign = distances.mean(axis=1, where=others)
+
+    def share(a: Weights) -> float:
+        return float(a @ shares / a.sum())
+
+    def error(a: Weights) -> float:
+        return float(a @ mine / (a @ foreign))
+
+    return ContextSimilarity(
+        group_interval(share, generated.groups, rng=rng), group_interval(error, generated.groups, rng=rng), shares
+    )
+
+
+def _comparable(own: NDArray[np.intp], contexts: int, strata: Sequence[str]) -> NDArray[np.bool_]:
+    """(N, contexts): which contexts are another than the image's own and belong to an image of its stratum."""
+    if len(strata) != len(own):
+        raise InputError(f"context similarity: {len(own)} images, {len(strata)} strata; give one stratum an image")
+    names = np.asarray(strata)
+    others = np.zeros((len(own), contexts), bool)
+    for name in np.unique(names):
+        members = np.flatnonzero(names == name)
+        others[np.ix_(members, np.unique(own[members]))] = True
+    others[np.arange(len(own)), own] = False
+    alone = np.flatnonzero(~others.any(axis=1))
+    if len(alone):
+        raise InputError(
+            f"context similarity: {len(alone)} images, first at position {alone[0]}, have no other context to compare "
+            "with; give images of at least two contexts in each stratum"
+        )
+    return others

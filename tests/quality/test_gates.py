@@ -1,0 +1,68 @@
+"""Gates fail what should fail, and never pass what could not be judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from csg_edge.quality.gates import judge
+from csg_edge.quality.record import Figure, Gate, Subject
+
+TEACHER = {
+    "kid": 0.02, "kid_joint": 0.03, "spectrum_gap": 0.15, "style_error": 0.5, "two_sample_features": 0.7,
+    "dice": 0.85, "diversity": 4.0, "context_hit_rate": 0.95, "memorisation_copies": 0.04,
+}  # fmt: skip
+REAL = {"kid": 0.001, "kid_joint": 0.001, "spectrum_gap": 0.05, "two_sample_features": 0.5, "dice": 0.86}
+
+
+def subject(values: dict[str, float], kind: str = "engine", groups: int = 24) -> Subject:
+    return Subject(kind, kind, 100, {name: Figure(value, groups=groups) for name, value in values.items()})
+
+
+def gates(changed: dict[str, float]) -> dict[str, Gate]:
+    found = judge(subject({**TEACHER, **changed}), subject(TEACHER, "teacher"), subject(REAL, "control"))
+    return {gate.name: gate for gate in found}
+
+
+def test_an_engine_as_good_as_its_teacher_passes_every_gate() -> None:
+    assert all(gate.passed for gate in gates({}).values())
+    assert len(gates({})) >= 9
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kid", 0.0221), ("kid_joint", 0.034), ("spectrum_gap", 0.19), ("style_error", 0.53),
+        ("two_sample_features", 0.76), ("dice", 0.83), ("dice", 0.89), ("diversity", 3.5), ("diversity", 4.5),
+        ("context_hit_rate", 0.89), ("memorisation_copies", 0.11),
+    ],
+)  # fmt: skip
+def test_one_figure_beyond_its_limit_fails_its_gate_alone(name: str, value: float) -> None:
+    found = gates({name: value})
+    assert [gate.name for gate in found.values() if not gate.passed] == [name]
+
+
+def test_nothing_need_be_closer_to_real_images_than_real_images_are() -> None:
+    better = subject({**TEACHER, "kid": 0.0009}, "teacher")
+    found = judge(subject({**TEACHER, "kid": 0.001}), better, subject(REAL, "control"))
+    assert next(gate for gate in found if gate.name == "kid").passed
+
+
+def test_without_a_teacher_relative_gates_are_not_judged_and_say_why() -> None:
+    found = judge(subject(TEACHER), None, subject(REAL, "control"))
+    open_gates = {gate.name for gate in found if gate.passed is None}
+    assert open_gates == {"kid", "kid_joint", "spectrum_gap", "style_error", "two_sample_features", "diversity"}
+    assert all("no teacher" in gate.reason for gate in found if gate.passed is None)
+
+
+def test_too_few_groups_judge_nothing() -> None:
+    control = subject(REAL, "control", groups=3)
+    found = judge(subject(TEACHER, groups=3), subject(TEACHER, "teacher", groups=3), control)
+    assert [gate.passed for gate in found] == [None]
+    assert "3 held-out groups" in found[0].reason
+
+
+def test_a_figure_that_was_not_measured_is_no_pass() -> None:
+    values = {name: value for name, value in TEACHER.items() if name != "dice"}
+    found = judge(subject(values), subject(TEACHER, "teacher"), subject(REAL, "control"))
+    dice = next(gate for gate in found if gate.name == "dice")
+    assert dice.passed is None and dice.reason == "not measured"
