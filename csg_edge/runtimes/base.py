@@ -17,7 +17,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -110,14 +110,12 @@ class Handle:
             self._runtime._left()
 
     def __del__(self) -> None:
-        if getattr(self, "_open", False):
+        # In a forked child the runtime's threads are gone, and so is the call.
+        if getattr(self, "_open", False) and self._runtime._pid == os.getpid():
             self._call.cancel()
-            try:
+            with suppress(EngineError):  # cancelled, as asked for
                 self._call.finished(None)
-            except EngineError:
-                pass  # cancelled, as asked for
-            finally:
-                self._leave()
+            self._leave()
 
 
 class Runtime(ABC):
@@ -309,8 +307,13 @@ class ThreadCall(Call):
     def _work(self, work: Any) -> None:
         try:
             work()
-        except EngineError as error:
-            self._error = CancelledError("cancelled; start it again") if self._cancelled else error
+        except Exception as error:
+            if self._cancelled:
+                self._error = CancelledError("cancelled; start it again")
+            elif isinstance(error, EngineError):
+                self._error = error
+            else:  # must not be lost with the thread
+                self._error = EngineError(f"inference failed ({first_line(error)}); run `csg-edge verify`")
         finally:
             self._ended.set()
 
