@@ -1,9 +1,9 @@
 """Compiled blobs and verdicts in the user's cache folder, so that the second start is quick.
 
-An entry is one file: the payload, then its SHA-256. It is written aside and renamed, so that a reader sees a whole entry
-or none whatever process is killed when; an entry whose digest does not match counts as absent and is written anew. The
-folder is bounded: the entries used longest ago go first. Nothing here is needed for a result: a cache that cannot be
-read or written is a cache miss.
+An entry is one file: the payload, then its SHA-256. It is written aside and renamed, so that a reader sees a whole
+entry or none whatever process is killed when; an entry whose digest does not match counts as absent and is written
+anew. The folder is bounded: the entries used longest ago go first. Nothing here is needed for a result: a cache that
+cannot be read or written is a cache miss.
 """
 
 from __future__ import annotations

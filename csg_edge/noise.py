@@ -27,9 +27,7 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
-def noise_for(
-    seed: int, shape: Sequence[int], *, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def noise_for(seed: int, shape: Sequence[int], *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Standard normal noise of one image, `shape` (C, h, w), float32, a function of seed and shape alone.
 
     `out`, C-contiguous float32 of that shape, is filled and returned if given. Raises InputError for a seed that is

@@ -124,6 +124,7 @@ class Runtime(ABC):
     name: ClassVar[str]
     extra: ClassVar[str]  # what to pip install
     depth: ClassVar[int] = 2  # calls under way at once that keep the device busy
+    portable: ClassVar[tuple[str, ...]] = (".onnx",)  # suffixes of files that it compiles itself
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, device: str) -> None:
         self.inputs, self.outputs, self.device = inputs, outputs, device

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -65,25 +66,14 @@ class Cuda:
         """An array in page-locked memory, which the GPU copies from and to without staging; freed with the array."""
         size = math.prod(shape) * dtype.itemsize
         address = int(self.call("cudaHostAlloc", size, 0))
-        memory = _Pinned(self, address, size)
-        array: Array = np.frombuffer(memory.view, dtype).reshape(shape)
+        memory = (ctypes.c_char * size).from_address(address)
+        weakref.finalize(memory, self.api.cudaFreeHost, address)
+        array: Array = np.frombuffer(memoryview(memory), dtype).reshape(shape)  # keeps `memory` alive
         return array
 
     def _text(self, error: Any) -> str:
         _, text = self.api.cudaGetErrorString(error)
         return text.decode() if isinstance(text, bytes) else str(text)
-
-
-class _Pinned:
-    """Page-locked memory, freed when the last array over it is gone."""
-
-    def __init__(self, cuda: Cuda, address: int, size: int) -> None:
-        self._cuda, self._address = cuda, address
-        self.view = (ctypes.c_char * size).from_address(address)
-        self.view._owner = self  # the array keeps the view, the view keeps this
-
-    def __del__(self) -> None:
-        self._cuda.api.cudaFreeHost(self._address)
 
 
 class Stream:

@@ -31,9 +31,7 @@ class Provider:
 # providers that convert it themselves.
 PROVIDERS = {
     "CPU": Provider("CPUExecutionProvider", "csg-edge[onnxruntime]", {"fp32": {}, "int8": {}}),
-    "CUDA": Provider(
-        "CUDAExecutionProvider", "onnxruntime-gpu", {"fp32": {"use_tf32": "0"}, "fp16": {}, "int8": {}}
-    ),
+    "CUDA": Provider("CUDAExecutionProvider", "onnxruntime-gpu", {"fp32": {"use_tf32": "0"}, "fp16": {}, "int8": {}}),
     "TensorRT": Provider(
         "TensorrtExecutionProvider",
         "onnxruntime-gpu",
@@ -55,6 +53,7 @@ class OnnxRuntime(Runtime):
 
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "csg-edge[onnxruntime]"
+    depth: ClassVar[int] = 1  # two sessions at once would share the same threads
 
     def __init__(self, session: Any, *, path: Path, device: str, precision: str) -> None:
         super().__init__(_specs(session.get_inputs()), _specs(session.get_outputs()), device=device)

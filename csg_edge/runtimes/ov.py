@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from functools import lru_cache
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -102,15 +103,13 @@ class OpenVinoRuntime(Runtime):
             except RuntimeError:  # whole, but not to this OpenVINO's taste
                 cache.discard(key)
         compiled = _compile(core, path, device, options)
-        try:
+        with suppress(RuntimeError):  # a device that cannot export is compiled for each time
             cache.store(key, compiled.export_model().getbuffer())
-        except RuntimeError:  # a device that cannot export is compiled for each time
-            pass
         return cls(compiled, device=device)
 
     @property
     def effective_precision(self) -> str:
-        """What the convolutions and matrix products are executed in: the narrowest type with a tenth of them or more."""
+        """What convolutions and matrix products are executed in: the narrowest type with a tenth of them or more."""
         executed = [
             EXECUTED.get(node.get_rt_info()["runtimePrecision"].astype(str).lower(), "fp32")
             for node in self._compiled.get_runtime_model().get_ordered_ops()
@@ -210,7 +209,7 @@ def _core() -> Any:
     return _core_of(os.getpid())
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def _core_of(pid: int) -> Any:
     # One per process: making a Core reads its plugins' configuration. A forked child needs its own, because threads do
     # not survive a fork; the parent's stays in this table, since taking it apart in the child would wait for them.

@@ -50,7 +50,8 @@ def _slice(
     strides = [1] * len(starts) if steps is None else steps.tolist()
     index = [slice(None)] * value.ndim
     for axis, start, end, stride in zip(where, starts, ends, strides, strict=True):
-        index[axis] = slice(start, min(end, value.shape[axis]), stride)  # an end may be the largest integer
+        size = value.shape[axis]  # starts and ends may lie far outside
+        index[axis] = slice(max(-size, min(start, size)), max(-size, min(end, size)), stride)
     return value[tuple(index)]
 
 

@@ -26,7 +26,7 @@ class TorchRuntime(Runtime):
 
     name: ClassVar[str] = "torch"
     extra: ClassVar[str] = "csg-edge[export]"
-    depth: ClassVar[int] = 1
+    depth: ClassVar[int] = 1  # two at once would share the same threads
 
     def __init__(self, graph: Any, constants: dict[str, Any], *, device: str) -> None:
         inputs = tuple(_spec(item) for item in graph.input)
@@ -113,7 +113,9 @@ class TorchRuntime(Runtime):
                 try:
                     made = OPERATORS[kind](torch, attributes, *(values[name] for name in inputs))
                 except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-                    raise EngineError(f"torch: node {node} ({kind}) failed: {first_line(error)}; export again") from error
+                    raise EngineError(
+                        f"torch: node {node} ({kind}) failed: {first_line(error)}; export again"
+                    ) from error
                 values.update(zip(outputs, made if isinstance(made, tuple) else (made,), strict=False))
             for name, array in results.items():
                 np.copyto(array, values[name].cpu().numpy())

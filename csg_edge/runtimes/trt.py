@@ -1,7 +1,7 @@
 """TensorRT-RTX and TensorRT: one code path over two packages with one Python interface.
 
-An engine is built ahead of time for one version and GPU architecture (`csg-edge build`); here it is only run. Never run on
-a GPU so far: what CI runs is this code against a stand-in for the driver (tests/stand_in_cuda.py).
+An engine is built ahead of time for one version and GPU architecture (`csg-edge build`); here it is only run. Never run
+on a GPU so far: what CI runs is this code against a stand-in for the driver (tests/stand_in_cuda.py).
 
 Names and their order of use: NVIDIA's TensorRT Python API reference (IExecutionContext.set_tensor_address,
 execute_async_v3) and CUDA runtime API.
@@ -32,6 +32,7 @@ class TensorRtRtxRuntime(Runtime):
     name: ClassVar[str] = "tensorrt-rtx"
     extra: ClassVar[str] = "csg-edge[tensorrt]"
     module: ClassVar[str] = "tensorrt_rtx"
+    portable: ClassVar[tuple[str, ...]] = ()  # csg-edge build makes its engines
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
 
     def __init__(self, engine: Any, cuda: Cuda, *, device: str, precision: str, setting: _Setting) -> None:
@@ -144,8 +145,8 @@ class TensorRtRuntime(TensorRtRtxRuntime):
 class _Setting:
     """How contexts of an engine are made.
 
-    RTX compiles kernels on the target: they are kept in the blob cache, and it captures CUDA graphs itself. TensorRT has
-    neither; its launches are captured by hand.
+    RTX compiles kernels on the target: they are kept in the blob cache, and it captures CUDA graphs itself. TensorRT
+    has neither; its launches are captured by hand.
     """
 
     def __init__(self, tensorrt: Any, engine: Any, cache: BlobCache | None, key: str) -> None:
@@ -163,7 +164,9 @@ class _Setting:
     def context(self) -> Any:
         context = self._engine.create_execution_context(*([] if self._config is None else [self._config]))
         if context is None:
-            raise EngineError("no execution context: not enough GPU memory? Close other programs, or use smaller engines")
+            raise EngineError(
+                "no execution context: not enough GPU memory? Close other programs, or use smaller engines"
+            )
         return context
 
     def keep(self) -> None:
@@ -265,7 +268,8 @@ class _LaneCall(Call):
 
 
 def _specs(tensorrt: Any, engine: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    inputs, outputs = [], []
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         shape = tuple(None if size < 0 else int(size) for size in engine.get_tensor_shape(name))
