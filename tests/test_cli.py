@@ -93,7 +93,7 @@ class TestGenerate:
         assert record == json.loads((out / "generated.json").read_text())
         assert (record["target"], record["effective_precision"]) == ("onnxruntime:CPU:fp32", "fp32")
         assert (record["bundle"], record["steps"], record["out"]) == ("msk-256", 1, str(out))
-        assert 0 < record["latency_ms"]["median"] <= record["latency_ms"]["max"]
+        assert 0 < record["ms_per_image"]["median"] <= record["ms_per_image"]["max"]
         assert record["images"] == [
             {
                 "name": name,
@@ -380,7 +380,9 @@ class TestDoctor:
         assert (result.code, result.err) == (0, "")
         report = json.loads(result.out)
         assert report["csg_edge"] == csg_edge.__version__
-        assert report["runtimes"].keys() == {"openvino", "onnxruntime"}
+        assert report["runtimes"].keys() == {"openvino", "onnxruntime", "tensorrt-rtx", "tensorrt", "torch"}
+        assert report["bundle"]["auto"].keys() == {"1", "2", "4"}
+        assert report["cache"]["folder"]
         assert report["bundle"]["engines"]["onnxruntime:CPU:fp32 steps 1"] == "runs here"
 
     def test_a_missing_runtime_and_a_missing_bundle_are_told_with_their_remedies(

@@ -42,11 +42,12 @@ class OpenVinoRuntime(Runtime):
         if find_spec("openvino") is None:
             return f"openvino is not installed; pip install '{cls.extra}'"
         core = _core()
-        try:
-            # Asking the device itself; listing all devices would load every plugin.
-            capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        except RuntimeError:
+        # The CPU is always there; looking for other devices loads every plugin.
+        if device != "CPU" and device not in {
+            name for full in core.available_devices for name in (full, full.split(".")[0])
+        }:
             return f"OpenVINO finds no device {device} here; choose one of {', '.join(core.available_devices)}"
+        capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         if precision not in HINTS or _hint(precision, capabilities) is None:
             return f"{device} does not compute in {precision} natively; use --precision auto or fp32"
         return None
