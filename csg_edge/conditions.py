@@ -52,6 +52,8 @@ def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> ND
 
     Raise InputError naming it otherwise.
     """
+    if not isinstance(mask, np.ndarray):
+        raise InputError(f"{name}: got {type(mask).__name__}; a mask is a NumPy array, (H, W) uint8 class indices")
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
         raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; a mask is (H, W) uint8 class indices")
     highest = int(mask.max())
@@ -81,6 +83,8 @@ def read_context(path: Path) -> NDArray[np.uint8]:
 
 def check_context(context: NDArray[np.uint8], *, name: str) -> NDArray[np.uint8]:
     """Return the context if it is (H, W) uint8; raise InputError naming it otherwise."""
+    if not isinstance(context, np.ndarray):
+        raise InputError(f"{name}: got {type(context).__name__}; a context is a NumPy array, (H, W) uint8 grey levels")
     if context.ndim != 2 or context.dtype != np.uint8 or context.size == 0:
         raise InputError(f"{name}: shape {context.shape}, {context.dtype}; a context is (H, W) uint8 grey levels")
     return context

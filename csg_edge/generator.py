@@ -59,6 +59,8 @@ class Generator:
         same bytes whatever else is in the call. out: (N, H, W) uint8 to write into. Returns (N, H, W) uint8. Raises
         InputError before anything is generated, EngineError if the generator is closed or the runtime fails.
         """
+        if not all(hasattr(given, "__len__") for given in (masks, contexts, seeds)):
+            raise InputError("masks, contexts and seeds: give lists or arrays; `stream` takes any iterable")
         if len(contexts) not in (1, len(masks)) or len(seeds) != len(masks) or not len(masks):
             raise InputError(
                 f"{len(masks)} masks, {len(contexts)} contexts, {len(seeds)} seeds; give at least one mask, "

@@ -1,8 +1,9 @@
 """A CUDA driver and a TensorRT of straw: device memory is host memory, streams are threads, engines are ONNX Runtime.
 
-They take the calls that `csg_edge/runtimes/cuda.py` and `trt.py` make, in the order and with the checks of the real ones:
-work on a stream is done later and in order, a captured launch runs only when its graph is launched, memory must have been
-allocated and be large enough. So the code path runs without a GPU; numbers and speed of a GPU it says nothing about.
+They take the calls that `csg_edge/runtimes/cuda.py` and `trt.py` make, in the order and with the checks of the real
+ones: work on a stream is done later and in order, a captured launch runs only when its graph is launched, memory must
+have been allocated and be large enough. So the code path runs without a GPU; of a GPU's numbers and speed it says
+nothing.
 """
 
 from __future__ import annotations
