@@ -60,22 +60,21 @@ def main() -> None:
 def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     """`Generator.generate` against the engine alone, by benchmark_app (sync, latency hint) and by a bare infer loop."""
     phantom, context = make_phantom(1), make_phantom(60).image
-    threads = os.cpu_count() or 1
-    result: dict[str, Any] = {"threads": threads, "images_a_turn": 40}
+    result: dict[str, Any] = {"threads": os.cpu_count(), "images_a_turn": 40}
     for precision in HINTS:
-        with csg_edge.load(runtime="openvino", precision=precision, threads=threads) as generator:
+        with csg_edge.load(runtime="openvino", precision=precision) as generator:
             for seed in range(5):
                 generator.generate([phantom.mask], [context], [seed])
             pairs = []
             for turn in range(arguments.pairs):
                 sides: list[Callable[[], float]] = [
-                    lambda p=precision: benchmark_app(p, threads),
+                    lambda p=precision: benchmark_app(p),
                     lambda g=generator: generate_p50(g, phantom.mask, context),
                 ]
                 order = (0, 1) if turn % 2 == 0 else (1, 0)
                 times = {side: sides[side]() for side in order}
                 pairs.append((times[0], times[1]))
-            bare, run, whole = in_one_process(generator, precision, phantom.mask, context, threads)
+            bare, run, whole = in_one_process(generator, precision, phantom.mask, context)
         result[precision] = {
             "benchmark_app_p50_ms": [round(first, 2) for first, _ in pairs],
             "generate_p50_ms": [round(second, 2) for _, second in pairs],
@@ -89,12 +88,12 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def benchmark_app(precision: str, threads: int) -> float:
-    """Median latency in ms by OpenVINO's own tool."""
+def benchmark_app(precision: str) -> float:
+    """Median latency in ms by OpenVINO's own tool, which with a hint takes OpenVINO's number of threads, as we do."""
     tool = Path(sys.executable).parent / "benchmark_app"
     command = [
         tool, "-m", find_bundle("msk-256") / "graphs" / "steps-1.onnx", "-d", "CPU", "-hint", "latency", "-api", "sync",
-        "-infer_precision", HINTS[precision], "-nthreads", str(threads), "-shape", SHAPES, "-niter", "40",
+        "-infer_precision", HINTS[precision], "-shape", SHAPES, "-niter", "40",
     ]  # fmt: skip
     text = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
     found = re.search(r"Median:\s+([\d.]+) ms", text)
@@ -114,13 +113,13 @@ def generate_p50(generator: csg_edge.Generator, mask: Any, context: Any) -> floa
 
 
 def in_one_process(
-    generator: csg_edge.Generator, precision: str, mask: Any, context: Any, threads: int
+    generator: csg_edge.Generator, precision: str, mask: Any, context: Any
 ) -> tuple[float, float, float]:
     """Medians in ms of bare infer, Runtime.run and Generator.generate, taking turns image by image."""
     from csg_edge.noise import noise_for
 
     core = _openvino().Core()
-    request = _compiled(core, precision, threads).create_infer_request()
+    request = _compiled(core, precision).create_infer_request()
     feeds = {"mask": mask[None], "context": context[None], "noise": noise_for(0, (16, 64, 64))[None]}
     out = {"image": np.empty((1, 256, 256), np.uint8)}
     for name, array in {**feeds, **out}.items():
@@ -369,7 +368,7 @@ def split(arguments: argparse.Namespace) -> dict[str, Any]:
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         requests = [
             core.compile_model(encoder, "CPU", options).create_infer_request(),
-            _compiled(core, precision, None).create_infer_request(),
+            _compiled(core, precision).create_infer_request(),
         ]
         times: list[list[float]] = [[], []]
         for turn in range(55):
@@ -389,11 +388,11 @@ def _openvino() -> Any:
     return openvino
 
 
-def _compiled(core: Any, precision: str, threads: int | None) -> Any:
+def _compiled(core: Any, precision: str) -> Any:
     model = core.read_model(find_bundle("msk-256") / "graphs" / "steps-1.onnx")
     model.reshape({"mask": [1, 256, 256], "context": [1, 256, 256], "noise": [1, 16, 64, 64]})
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
-    return core.compile_model(model, "CPU", options | ({"INFERENCE_NUM_THREADS": threads} if threads else {}))
+    return core.compile_model(model, "CPU", options)
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
