@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from csg_edge.errors import InputError
 
 MAX_SEED = 2**64 - 1
-PIECE = 16384  # uniforms at a time; a multiple of the four that one counter yields
+PIECE = 4096  # uniforms at a time; a multiple of the four that one counter yields
 
 
 def check_seed(seed: int) -> int:
