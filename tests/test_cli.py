@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -297,15 +297,11 @@ def test_trouble_half_way_leaves_nothing(
     code: int,
     line: str,
 ) -> None:
-    answers: list[object] = [np.zeros((256, 256), np.uint8), error]
+    def stream(*_: object) -> Iterator[NDArray[np.uint8]]:
+        yield np.zeros((256, 256), np.uint8)
+        raise error
 
-    def answer(*_: object) -> object:
-        found = answers.pop(0)
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    monkeypatch.setattr(Generator, "generate_one", answer)
+    monkeypatch.setattr(Generator, "stream", stream)
     before = contents(tmp_path)
     result = run(*generate(phantoms / "masks", phantoms / "contexts", tmp_path / "result"))
     assert (result.code, result.out) == (code, "")
