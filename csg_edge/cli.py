@@ -98,17 +98,20 @@ main.add_command(fit_evaluators)
 )
 @out_option
 @bundle_option
-@click.option("--runtime", default="auto", show_default=True, help="auto, openvino or onnxruntime.")
+@click.option(
+    "--runtime", default="auto", show_default=True, help="auto, openvino, onnxruntime, tensorrt-rtx, tensorrt or torch."
+)
 @click.option("--device", default="auto", show_default=True, help="Device as the runtime names it, for example CPU.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16 or int8.")
 @click.option("--steps", default=1, show_default=True, help="Denoiser evaluations per image: 1, 2 or 4.")
 @seed_option
 @click.option("--count", default=1, show_default=True, help="Images per mask.")
 @click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor fill the cache of compiled engines and verdicts.")
 @json_option
 def generate(
     mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str, steps: int,
-    seed: int, count: int, sheet: bool, as_json: bool,
+    seed: int, count: int, sheet: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make an image for each mask, with the appearance of a context."""
     from csg_edge import folders
@@ -116,19 +119,22 @@ def generate(
 
     jobs = folders.plan(mask, context, count=count, seed=seed)
     folders.check_output(out, jobs)
-    with load(bundle, runtime=runtime, device=device, precision=precision, steps=steps) as generator:
-        folders.check_inputs(jobs, generator.bundle.manifest.schema)
+    with load(
+        bundle, runtime=runtime, device=device, precision=precision, steps=steps, cache=not no_cache
+    ) as generator:
         record = folders.run(jobs, generator, out, sheet=sheet)
+        choice = str(generator.choice)
     if as_json:
         _print_json(record)
         return
-    from csg_edge.doctor import processor_name
+    from csg_edge.machine import processor_name
 
-    latency = record["latency_ms"]
+    pace = record["ms_per_image"]
     click.echo(f"{len(jobs)} images in {out}" + (f", contact sheet {out / folders.SHEET_NAME}" if sheet else ""))
+    click.echo(f"runtime: {choice}")
     click.echo(
         f"{record['target']} (computing in {record['effective_precision']}), {steps} step{'s' * (steps > 1)}: "
-        f"median {latency['median']:.1f} ms, max {latency['max']:.1f} ms per image on {processor_name()}"
+        f"median {pace['median']:.1f} ms, max {pace['max']:.1f} ms per image on {processor_name()}"
     )
 
 
@@ -172,16 +178,20 @@ def doctor(bundle: str, as_json: bool) -> None:
         if "missing" in runtime:
             click.echo(f"{name:<12} missing: {runtime['missing']}")
         else:
-            devices = runtime.get("devices") or {"CPU": {"name": ", ".join(runtime.get("providers", []))}}
-            click.echo(f"{name:<12} {runtime['version']}")
-            for device, about in devices.items():
+            click.echo(f"{name:<12} {runtime['version']}" + (f": {runtime['note']}" if "note" in runtime else ""))
+            for device, about in runtime["devices"].items():
                 click.echo(f"  {device}: {about['name']} {' '.join(about.get('precisions', []))}".rstrip())
     bundle_report = report["bundle"]
     if "error" in bundle_report:
         click.echo(f"bundle     {bundle_report['error']}")
     else:
         for engine, state in bundle_report["engines"].items():
-            click.echo(f"engine     {engine}: {state}")
+            verdict = bundle_report["verdicts"].get(engine)
+            click.echo(f"engine     {engine}: {state}" + (f", {verdict}" if verdict else ""))
+        for steps, choice in bundle_report["auto"].items():
+            click.echo(f"auto       steps {steps}: {choice}")
+    cache = report["cache"]
+    click.echo(f"cache      {cache['folder']}: {cache['entries']} entries, {cache['bytes'] / 1e6:.1f} MB")
 
 
 @main.command()

@@ -52,8 +52,10 @@ def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> ND
 
     Raise InputError naming it otherwise.
     """
+    if not isinstance(mask, np.ndarray):
+        raise InputError(f"{name}: got {type(mask).__name__}; give class indices as a NumPy array (H, W) uint8")
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
-        raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; a mask is (H, W) uint8 class indices")
+        raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; give class indices as (H, W) uint8")
     highest = int(mask.max())
     if highest >= len(schema):
         raise InputError(
@@ -81,8 +83,10 @@ def read_context(path: Path) -> NDArray[np.uint8]:
 
 def check_context(context: NDArray[np.uint8], *, name: str) -> NDArray[np.uint8]:
     """Return the context if it is (H, W) uint8; raise InputError naming it otherwise."""
+    if not isinstance(context, np.ndarray):
+        raise InputError(f"{name}: got {type(context).__name__}; give grey levels as a NumPy array (H, W) uint8")
     if context.ndim != 2 or context.dtype != np.uint8 or context.size == 0:
-        raise InputError(f"{name}: shape {context.shape}, {context.dtype}; a context is (H, W) uint8 grey levels")
+        raise InputError(f"{name}: shape {context.shape}, {context.dtype}; give grey levels as (H, W) uint8")
     return context
 
 

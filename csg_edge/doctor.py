@@ -4,48 +4,61 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from csg_edge import __version__
-from csg_edge.bundle import find_bundle, read_bundle
+from csg_edge.bundle import Bundle, find_bundle, read_bundle
+from csg_edge.cache import BlobCache
 from csg_edge.errors import CsgEdgeError
-from csg_edge.generator import why_not
+from csg_edge.machine import processor_name
 from csg_edge.runtimes import RUNTIMES, runtime_class
+from csg_edge.selection import remembered, why_not
+
+__all__ = ["examine", "processor_name"]
 
 
 def examine(bundle: str) -> dict[str, Any]:
     """A JSON-ready report.
 
-    Machine, runtimes with versions and devices, and each engine of the bundle with yes or why not.
+    Machine, cache, runtimes with versions and devices, each engine of the bundle with yes or why not, and what `auto`
+    takes.
     """
+    cache = BlobCache()
+    entries, size = cache.size()
     report: dict[str, Any] = {
         "csg_edge": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
         "cores": os.cpu_count(),
+        "cache": {"folder": str(cache.folder), "entries": entries, "bytes": size},
         "runtimes": {name: _runtime(name) for name in RUNTIMES},
     }
     try:
-        engines = read_bundle(find_bundle(bundle)).manifest.engines
-        report["bundle"] = {
-            "name": bundle,
-            "engines": {f"{e.target} steps {e.steps}": why_not(e) or "runs here" for e in engines},
-        }
+        report["bundle"] = {"name": bundle, **_engines(read_bundle(find_bundle(bundle)), cache)}
     except CsgEdgeError as error:
         report["bundle"] = {"name": bundle, "error": str(error)}
     return report
 
 
-def processor_name() -> str:
-    """The processor as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+def _engines(bundle: Bundle, cache: BlobCache) -> dict[str, Any]:
+    """Each engine: whether it runs here, and the verdict of its golden case if one was run; what `auto` takes."""
+    states: dict[str, str] = {}
+    verdicts: dict[str, str] = {}
+    auto: dict[str, str] = {}
+    for engine in bundle.manifest.engines:
+        label = f"{engine.target} steps {engine.steps}"
+        reason = why_not(engine)
+        states[label] = reason or "runs here"
+        if reason is not None:
+            continue
+        failure = remembered(bundle, engine, cache)
+        if failure is not None:
+            verdicts[label] = failure or "golden case passed"
+        if not failure:
+            checked = "not checked yet: its golden case runs first" if failure is None else "golden case passed"
+            auto.setdefault(str(engine.steps), f"{engine.target}, {checked}")
+    return {"engines": states, "verdicts": verdicts, "auto": auto}
 
 
 def _runtime(name: str) -> dict[str, Any]:

@@ -23,5 +23,13 @@ class EngineError(CsgEdgeError):
     """A runtime refused or failed to run an engine."""
 
 
+class CancelledError(EngineError):
+    """An inference that was cancelled before it finished; its outputs are not to be used."""
+
+
+class TimedOutError(EngineError):
+    """An inference that did not finish in the time given. It goes on: wait again, or cancel it."""
+
+
 class TrainingError(CsgEdgeError):
     """Training or distillation cannot start or go on."""

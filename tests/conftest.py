@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,24 @@ from csg_edge.bundle import find_bundle
 from csg_edge.phantom import write_phantoms
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip contract tests of what this machine lacks, with one line of reason for each runtime and device."""
+    classes = {cls for item in items if hasattr(cls := getattr(item, "cls", None), "absent")}
+    reasons = {cls: cls.absent() for cls in classes}
+    for item in items:
+        if reason := reasons.get(getattr(item, "cls", None)):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests, and the processes they start, keep compiled engines here and leave the user's cache alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSG_EDGE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import csg_edge
-from csg_edge.bundle import read_bundle
-from csg_edge.errors import InputError, RuntimeUnavailableError
-from csg_edge.generator import Generator, choose_engine
+from csg_edge.bundle import MANIFEST_NAME, read_bundle, read_manifest, write_manifest
+from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
+from csg_edge.generator import Generator
 from csg_edge.phantom import make_phantom
 from csg_edge.verify import verify_bundle
 
@@ -19,7 +29,7 @@ CONTEXTS = [make_phantom(seed + 50, appearance_seed=1).image for seed in range(3
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
+def generator() -> Iterator[Generator]:
     with csg_edge.load(runtime="openvino", precision="fp32") as opened:
         yield opened
 
@@ -107,32 +117,226 @@ def test_bad_calls(generator: Generator, masks: list, contexts: list, seeds: lis
         generator.generate(masks, contexts, seeds)
 
 
-class TestChoice:
-    def choose(self, shipped: Path, **options: object) -> str:
-        defaults = {"runtime": "auto", "device": "auto", "precision": "auto", "steps": 1}
-        return choose_engine(read_bundle(shipped), **{**defaults, **options}).target
+def test_the_callers_array_is_filled_and_returned(generator: Generator) -> None:
+    expected = generator.generate(MASKS, CONTEXTS, [1, 2, 3])
+    wide = np.zeros((3, 256, 512), np.uint8)
+    for out in (np.zeros((3, 256, 256), np.uint8), wide[:, :, ::2]):
+        assert generator.generate(MASKS, CONTEXTS, [1, 2, 3], out=out) is out
+        np.testing.assert_array_equal(out, expected)
+        assert generator.generate(MASKS[:1], CONTEXTS[:1], [1], out=out[2:]).base is not None
+        np.testing.assert_array_equal(out[2], expected[0])
+    for bad in (np.zeros((2, 256, 256), np.uint8), np.zeros((3, 256, 256), np.int8)):
+        with pytest.raises(InputError, match=r"out: .* give"):
+            generator.generate(MASKS, CONTEXTS, [1, 2, 3], out=bad)
 
-    def test_auto_takes_the_first_that_can_run(self, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        engines = list(dict.fromkeys(engine.target for engine in read_bundle(shipped).manifest.engines))
-        runnable = [None, "not here"]
-        for absent in range(len(engines)):
-            monkeypatch.setattr(
-                "csg_edge.generator.why_not", lambda engine, n=absent: runnable[engine.target in engines[:n]]
-            )
-            assert self.choose(shipped) == engines[absent]
 
-    def test_nothing_can_run(self, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("csg_edge.generator.why_not", lambda engine: "install it")
-        with pytest.raises(RuntimeUnavailableError, match="install it"):
-            self.choose(shipped)
+class TestDeterminism:
+    """Same mask, context and seed, same bytes: whatever the batch, the callers, the process, the day."""
 
-    def test_options_narrow_the_choice(self, shipped: Path) -> None:
-        assert self.choose(shipped, runtime="onnxruntime") == "onnxruntime:CPU:fp32"
-        assert self.choose(shipped, precision="fp32") == "openvino:CPU:fp32"
+    SEEDS = tuple(range(7))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def one_by_one(cls, generator: Generator) -> Any:
+        return np.stack([generator.generate_one(MASKS[s % 3], CONTEXTS[s % 2], s) for s in cls.SEEDS])
+
+    @pytest.mark.parametrize("batch", [4, 7])
+    def test_batches(self, generator: Generator, one_by_one: Any, batch: int) -> None:
+        images = generator.generate(
+            [MASKS[s % 3] for s in self.SEEDS[:batch]],
+            [CONTEXTS[s % 2] for s in self.SEEDS[:batch]],
+            self.SEEDS[:batch],
+        )
+        np.testing.assert_array_equal(images, one_by_one[:batch])
+
+    def test_eight_callers_at_once(self, generator: Generator, one_by_one: Any) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            images = list(pool.map(lambda s: generator.generate_one(MASKS[s % 3], CONTEXTS[s % 2], s), self.SEEDS))
+        np.testing.assert_array_equal(images, one_by_one)
+
+    def test_two_generators_and_two_streams_side_by_side(self, generator: Generator, one_by_one: Any) -> None:
+        with csg_edge.load(runtime="openvino", precision="fp32") as other:
+            streams = [
+                made.stream((MASKS[s % 3] for s in self.SEEDS), (CONTEXTS[s % 2] for s in self.SEEDS), self.SEEDS)
+                for made in (generator, generator, other)
+            ]
+            for index, images in enumerate(zip(*streams, strict=True)):
+                for image in images:
+                    np.testing.assert_array_equal(image, one_by_one[index])
+
+    def test_a_fresh_process(self, one_by_one: Any) -> None:
+        code = (
+            "import hashlib, csg_edge; from csg_edge.phantom import make_phantom as p;"
+            "g = csg_edge.load(runtime='openvino', precision='fp32');"
+            "print(hashlib.sha256(g.generate_one(p(0, appearance_seed=1).mask, p(50, appearance_seed=1).image, 0))"
+            ".hexdigest())"
+        )
+        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert finished.stdout.strip() == hashlib.sha256(one_by_one[0]).hexdigest()
+
+
+class TestStream:
+    def test_endless_iterables_in_order_and_in_constant_memory(self, generator: Generator) -> None:
+        taken = 0
+
+        def masks() -> Iterator[Any]:
+            nonlocal taken
+            for mask in itertools.cycle(MASKS):
+                taken += 1
+                yield mask
+
+        stream = generator.stream(masks(), CONTEXTS[0], itertools.count(1))
+        images = list(itertools.islice(stream, 5))
+        assert taken <= 5 + generator.runtime.depth + 1  # it runs ahead by what keeps the device busy, no more
+        stream.close()
+        np.testing.assert_array_equal(images[:3], generator.generate(MASKS, CONTEXTS[:1], [1, 2, 3]))
+        np.testing.assert_array_equal(images[3], generator.generate_one(MASKS[0], CONTEXTS[0], 4))
 
     @pytest.mark.parametrize(
-        "options", [{"runtime": "tflite"}, {"steps": 3}, {"precision": "fp8"}, {"device": "TPU"}], ids=str
+        ("masks", "contexts", "seeds", "named"),
+        [
+            (MASKS, CONTEXTS[:2], [1, 2, 3], r"masks\[2\] has no context or no seed"),
+            (MASKS, CONTEXTS, [1, 2], r"masks\[2\] has no context or no seed"),
+            ([*MASKS[:2], MASKS[2] + 10], CONTEXTS, [1, 2, 3], r"masks\[2\]: class index"),
+            (MASKS, CONTEXTS, [1, 2, -3], "seed -3"),
+        ],
+        ids=["contexts", "seeds", "class", "negative seed"],
     )
-    def test_unknown_options_name_what_there_is(self, shipped: Path, options: dict[str, object]) -> None:
+    def test_an_error_comes_in_its_turn_and_the_next_call_works(
+        self, generator: Generator, masks: Any, contexts: Any, seeds: Any, named: str
+    ) -> None:
+        with pytest.raises(InputError, match=named):
+            list(generator.stream(masks, contexts, seeds))
+        assert generator.generate_one(MASKS[0], CONTEXTS[0], 1).shape == (256, 256)
+
+    def test_nothing_in_nothing_out(self, generator: Generator) -> None:
+        assert list(generator.stream([], CONTEXTS[0], [])) == []
+
+
+class Augmented:
+    """A data set as users write it: the generator is a member, images are made in the worker."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return os.getpid(), self.generator.generate_one(MASKS[index % 3], CONTEXTS[0], index)
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_dataloader_workers(self, runtime: str, method: str) -> None:
+        loader = pytest.importorskip("torch.utils.data", reason="PyTorch is not installed").DataLoader
+        with csg_edge.load(runtime=runtime, precision="fp32", threads=1) as generator:
+            expected = [generator.generate_one(MASKS[index % 3], CONTEXTS[0], index) for index in range(4)]
+            batches = loader(
+                Augmented(generator), num_workers=2, batch_size=None, multiprocessing_context=method, timeout=120
+            )
+            found = list(batches)
+            for (worker, image), wanted in zip(found, expected, strict=True):
+                assert worker != os.getpid()
+                np.testing.assert_array_equal(image, wanted)
+            np.testing.assert_array_equal(generator.generate_one(MASKS[0], CONTEXTS[0], 0), expected[0])
+
+    def test_a_pickle_opens_anew_and_stays_closed_if_it_was(self, generator: Generator) -> None:
+        with pickle.loads(pickle.dumps(generator)) as other:
+            np.testing.assert_array_equal(
+                other.generate_one(MASKS[0], CONTEXTS[0], 5), generator.generate_one(MASKS[0], CONTEXTS[0], 5)
+            )
+        with pytest.raises(EngineError, match=r"closed; call csg_edge\.load again"):
+            pickle.loads(pickle.dumps(other)).generate_one(MASKS[0], CONTEXTS[0], 5)
+
+
+def test_a_closed_generator_refuses(shipped: Path) -> None:
+    with csg_edge.load(runtime="onnxruntime") as generator:
+        pass
+    generator.close()
+    with pytest.raises(EngineError, match=r"closed; call csg_edge\.load again"):
+        generator.generate_one(MASKS[0], CONTEXTS[0], 1)
+    with pytest.raises(EngineError, match="closed"):
+        next(generator.stream(MASKS, CONTEXTS, [1, 2, 3]))
+
+
+class TestChoice:
+    """`auto`: the first in the bundle's order that can run here and makes its golden image here."""
+
+    def choose(self, bundle: Path, cache: Path, **options: Any) -> csg_edge.Generator:
+        return csg_edge.load(bundle, cache=cache, threads=2, **options)
+
+    def test_auto_checks_once_and_remembers(self, shipped: Path, tmp_path: Path) -> None:
+        first = read_bundle(shipped).manifest.engines[0].target
+        for when in ("just now", "before"):
+            with self.choose(shipped, tmp_path, steps=1) as generator:
+                if generator.engine.target == first:
+                    assert str(generator.choice) == (
+                        f"{first}: the first in the bundle's order that runs here, golden case passed {when}"
+                    )
+
+    def test_what_cannot_run_is_passed_over_with_its_reason(
+        self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "csg_edge.selection.why_not", lambda engine: "not here" if engine.target.startswith("openvino") else None
+        )
+        with self.choose(shipped, tmp_path) as generator:
+            assert generator.engine.target == "onnxruntime:CPU:fp32"
+            assert "openvino:CPU:fp32: not here" in generator.choice.passed_over
+            assert "not openvino:CPU:fp32: not here" in str(generator.choice)
+
+    def test_what_fails_its_golden_case_is_passed_over_and_remembered(self, bundle_copy: Path, tmp_path: Path) -> None:
+        manifest = read_manifest(bundle_copy / MANIFEST_NAME)
+        engines = [e for e in manifest.engines if e.steps == 1 and e.target.endswith("CPU:fp32")]
+        strict = replace(engines[0], tolerance=replace(engines[0].tolerance, share=2.0))  # out of reach
+        write_manifest(bundle_copy, replace(manifest, engines=(strict, *engines[1:])))
+        for _ in range(2):
+            with self.choose(bundle_copy, tmp_path) as generator:
+                assert generator.engine.target == engines[1].target
+                (text,) = generator.choice.passed_over
+                assert text.startswith(f"{strict.target}: fails golden case")
+        with self.choose(bundle_copy, tmp_path, runtime="openvino", precision="fp32") as generator:
+            assert str(generator.choice) == f"{strict.target}: as asked for"  # no choice, no check
+
+    def test_no_golden_cases_no_trust(self, bundle_copy: Path, tmp_path: Path) -> None:
+        manifest = read_manifest(bundle_copy / MANIFEST_NAME)
+        write_manifest(bundle_copy, replace(manifest, golden=()))
+        with pytest.raises(RuntimeUnavailableError, match="no golden cases"):
+            self.choose(bundle_copy, tmp_path)
+
+    def test_nothing_can_run(self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("csg_edge.selection.why_not", lambda engine: "install it")
+        with pytest.raises(RuntimeUnavailableError, match="install it"):
+            self.choose(shipped, tmp_path)
+
+    def test_options_narrow_the_choice(self, shipped: Path, tmp_path: Path) -> None:
+        with self.choose(shipped, tmp_path, runtime="onnxruntime") as generator:
+            assert generator.engine.target == "onnxruntime:CPU:fp32"
+        with self.choose(shipped, tmp_path, precision="fp32") as generator:
+            assert generator.engine.target == "openvino:CPU:fp32"
+
+    def test_a_runtime_the_bundle_does_not_list_runs_its_portable_graph(self, shipped: Path, tmp_path: Path) -> None:
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+        with self.choose(shipped, tmp_path, runtime="torch") as generator:
+            assert generator.engine.target == "torch:CPU:fp32"
+            assert "the portable graph, golden case passed just now" in str(generator.choice)
+
+    def test_an_engine_built_by_another_version_is_to_be_built_again(
+        self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("csg_edge.selection.built_with", lambda engine: f"{engine.target.split(':')[0]} 0.1")
+        with pytest.raises(RuntimeUnavailableError, match=r"built with openvino 0\.1.*csg-edge build BUNDLE --target"):
+            self.choose(shipped, tmp_path)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"runtime": "tflite"}, {"steps": 3}, {"precision": "fp8"}, {"device": "TPU"}, {"runtime": "tensorrt"}],
+        ids=str,
+    )
+    def test_unknown_options_name_what_there_is(
+        self, shipped: Path, tmp_path: Path, options: dict[str, object]
+    ) -> None:
         with pytest.raises(InputError, match=r"choose|has"):
-            self.choose(shipped, **options)
+            self.choose(shipped, tmp_path, **options)

@@ -10,6 +10,9 @@ from csg_edge.runtimes.base import Runtime
 RUNTIMES = {
     "openvino": "csg_edge.runtimes.ov:OpenVinoRuntime",
     "onnxruntime": "csg_edge.runtimes.ort:OnnxRuntime",
+    "tensorrt-rtx": "csg_edge.runtimes.trt:TensorRtRtxRuntime",
+    "tensorrt": "csg_edge.runtimes.trt:TensorRtRuntime",
+    "torch": "csg_edge.runtimes.torch_reference:TorchRuntime",
 }
 
 

@@ -1,20 +1,27 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO: CPU, and GPU and NPU where OpenVINO finds them."""
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from csg_edge.errors import EngineError, RuntimeUnavailableError
-from csg_edge.runtimes.base import Feeds, Runtime, TensorSpec
+from csg_edge.cache import BlobCache, key_of
+from csg_edge.errors import CancelledError, EngineError, RuntimeUnavailableError
+from csg_edge.runtimes.base import Array, Call, Feeds, Results, Runtime, TensorSpec
 
-# OpenVINO computes fp32 models in bf16 on CPUs that have it unless told otherwise.
-HINTS = {"fp32": "f32", "bf16": "bf16"}
-CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+# The type that layers compute in unless the graph is quantised. OpenVINO takes bf16 for fp32 models on CPUs that have
+# it unless told otherwise. An int8 engine leaves some layers in floating point: those take the fastest type there is.
+HINTS = {"fp32": ("f32",), "bf16": ("bf16",), "fp16": ("f16",), "int8": ("bf16", "f16", "f32")}
+CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
+EXECUTED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 
 
 class OpenVinoRuntime(Runtime):
@@ -23,81 +30,225 @@ class OpenVinoRuntime(Runtime):
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "csg-edge[openvino]"
 
-    def __init__(self, compiled: Any) -> None:
-        super().__init__(_specs(compiled.inputs), _specs(compiled.outputs))
+    def __init__(self, compiled: Any, *, device: str, mapped: Any = None) -> None:
+        super().__init__(_specs(compiled.inputs), _specs(compiled.outputs), device=device)
         self._compiled = compiled
-        self._request = compiled.create_infer_request()
+        self._mapped = mapped  # an imported model may read its weights from the file it came from
+        self._requests: list[Any] = []  # idle ones, the last used on top
+        self._lock = threading.Lock()
 
     @classmethod
     def why_not(cls, device: str, precision: str) -> str | None:
         if find_spec("openvino") is None:
             return f"openvino is not installed; pip install '{cls.extra}'"
         core = _core()
-        if device not in core.available_devices:
+        # The CPU is always there; looking for other devices loads every plugin.
+        if device != "CPU" and device not in {
+            name for full in core.available_devices for name in (full, full.split(".")[0])
+        }:
             return f"OpenVINO finds no device {device} here; choose one of {', '.join(core.available_devices)}"
         capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        if CAPABILITIES.get(precision) not in capabilities:
+        if precision not in HINTS or _hint(precision, capabilities) is None:
             return f"{device} does not compute in {precision} natively; use --precision auto or fp32"
         return None
 
     @classmethod
-    def machine(cls) -> dict[str, Any]:
+    def version(cls) -> str:
         try:
             import openvino
         except ImportError as error:
             raise RuntimeUnavailableError(f"openvino: {error}; pip install '{cls.extra}'") from None
+        return str(openvino.get_version())
+
+    @classmethod
+    def machine(cls) -> dict[str, Any]:
+        version = cls.version()
         core = _core()
         devices = {
             device: {
                 "name": core.get_property(device, "FULL_DEVICE_NAME"),
-                "precisions": [name for name in CAPABILITIES if cls.why_not(device, name) is None],
+                "precisions": [name for name in HINTS if cls.why_not(device, name) is None],
             }
             for device in core.available_devices
         }
-        return {"version": openvino.get_version(), "devices": devices}
+        return {"version": version, "devices": devices}
 
     @classmethod
-    def open(cls, path: Path, *, device: str, precision: str, threads: int | None = None) -> Self:
+    def open(
+        cls, path: Path, *, device: str, precision: str, threads: int | None = None, cache: BlobCache | None = None,
+        identity: str = "",
+    ) -> Self:  # fmt: skip
         if reason := cls.why_not(device, precision):
             raise RuntimeUnavailableError(reason)
         core = _core()
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+        capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _hint(precision, capabilities),
+        }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        try:
-            model = core.read_model(path)
-            # A fixed batch lets the compiler plan memory and choose kernels ahead of time.
-            model.reshape({port.any_name: _with_batch_1(port.partial_shape) for port in model.inputs})
-            return cls(core.compile_model(model, device, options))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise EngineError(f"{path}: OpenVINO cannot open it ({reason}); export it again") from error
+        if cache is None or not identity:
+            return cls(_compile(core, path, device, options), device=device)
+        name = core.get_property(device, "FULL_DEVICE_NAME")
+        key = key_of(
+            engine=identity, file=path.name, runtime=f"openvino {cls.version()}", device=[device, name],
+            capabilities=sorted(capabilities), options=options,
+        )  # fmt: skip
+        if (blob := cache.load(key)) is not None:
+            import openvino
+
+            try:
+                tensor = openvino.Tensor(np.frombuffer(blob, np.uint8), shared_memory=True)
+                return cls(core.import_model(tensor, device, options), device=device, mapped=blob)
+            except RuntimeError:  # whole, but not to this OpenVINO's taste
+                cache.discard(key)
+        compiled = _compile(core, path, device, options)
+        with suppress(RuntimeError):  # a device that cannot export is compiled for each time
+            cache.store(key, compiled.export_model().getbuffer())
+        return cls(compiled, device=device)
 
     @property
     def effective_precision(self) -> str:
-        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        return {"f32": "fp32", "f16": "fp16"}.get(hint, str(hint))
+        """What convolutions and matrix products are executed in: the narrowest type with a tenth of them or more."""
+        executed = [
+            EXECUTED.get(node.get_rt_info()["runtimePrecision"].astype(str).lower(), "fp32")
+            for node in self._compiled.get_runtime_model().get_ordered_ops()
+            if node.get_rt_info()["layerType"].astype(str) in HEAVY_LAYERS
+        ]
+        for precision in ("int8", "bf16", "fp16"):
+            if 10 * executed.count(precision) >= max(1, len(executed)):
+                return precision
+        return "fp32"
 
-    def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def _run(self, feeds: Feeds, results: Results) -> None:
+        request = self._request(feeds, results)
         try:
-            results = self._request.infer(dict(feeds), share_inputs=True)
+            request.infer()
         except RuntimeError as error:
-            raise EngineError(f"openvino: inference failed ({str(error).strip().splitlines()[-1].strip()})") from error
-        return {port.any_name: np.array(results[port]) for port in self._compiled.outputs}
+            raise EngineError(f"openvino: inference failed ({_last_line(error)}); run `csg-edge verify`") from error
+        finally:
+            self._give_back(request)
+
+    def _start(self, feeds: Feeds, results: Results) -> Call:
+        request = self._request(feeds, results)
+        request.start_async()
+        return _RequestCall(self, request, (feeds, results))
+
+    def _request(self, feeds: Feeds, results: Results) -> Any:
+        with self._lock:
+            request = self._requests.pop() if self._requests else self._compiled.create_infer_request()
+        for name, array in (*feeds.items(), *results.items()):
+            request.set_tensor(name, _tensor(array))
+        return request
+
+    def _give_back(self, request: Any) -> None:
+        with self._lock:
+            self._requests.append(request)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        if self.device.startswith("CPU"):
+            return super()._allocate(shape, dtype)
+        import openvino
+
+        try:  # host memory that the GPU reads and writes itself
+            context = self._compiled.get_default_context()
+            tensor = context.create_host_tensor(openvino.Type(dtype), openvino.Shape(shape))
+        except (RuntimeError, AttributeError):  # a device without shared memory
+            return super()._allocate(shape, dtype)
+        array: Array = tensor.data
+        return array
 
     def _close(self) -> None:
-        self._request = self._compiled = None
+        self._requests.clear()
+        self._compiled = self._mapped = None
+
+
+class _RequestCall(Call):
+    """An OpenVINO infer request between `start_async` and its end."""
+
+    def __init__(self, runtime: OpenVinoRuntime, request: Any, arrays: Any) -> None:
+        self._runtime, self._request, self._arrays = runtime, request, arrays
+        self._lock = threading.Lock()  # one thread waits; once given back, the request may be another call's
+        self._error: EngineError | None = None
+        self._cancelled = False
+
+    def finished(self, seconds: float | None) -> bool:
+        if not self._lock.acquire(timeout=-1 if seconds is None else seconds):
+            return False
+        try:
+            if self._request is not None:
+                if seconds is None:
+                    self._request.wait()
+                elif not self._request.wait_for(int(1e3 * seconds)):
+                    return False
+                self._end()
+        except RuntimeError as error:
+            cancelled = CancelledError("openvino: cancelled; start it again")
+            self._error = (
+                cancelled if self._cancelled else EngineError(f"openvino: inference failed ({_last_line(error)})")
+            )
+            self._end()
+        finally:
+            self._lock.release()
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def cancel(self) -> None:
+        request = self._request
+        if request is not None:
+            self._cancelled = True
+            request.cancel()
+
+    def _end(self) -> None:
+        self._runtime._give_back(self._request)
+        self._request = self._arrays = None
 
 
 def _core() -> Any:
+    return _core_of(os.getpid())
+
+
+@functools.cache
+def _core_of(pid: int) -> Any:
+    # One per process: making a Core reads its plugins' configuration. A forked child needs its own, because threads do
+    # not survive a fork; the parent's stays in this table, since taking it apart in the child would wait for them.
     import openvino
 
     return openvino.Core()
 
 
-def _with_batch_1(shape: Any) -> list[int]:
-    return [1, *(size.get_length() for size in list(shape)[1:])]
+def _compile(core: Any, path: Path, device: str, options: dict[str, Any]) -> Any:
+    try:
+        model = core.read_model(path)
+        # A fixed batch lets the compiler plan memory and choose kernels ahead of time.
+        model.reshape({port.any_name: _with_batch(port.partial_shape) for port in model.inputs})
+        return core.compile_model(model, device, options)
+    except RuntimeError as error:
+        raise EngineError(f"{path}: OpenVINO cannot open it ({_last_line(error)}); export it again") from error
+
+
+def _with_batch(shape: Any) -> list[int]:
+    return [1 if size.is_dynamic else size.get_length() for size in shape]
+
+
+def _hint(precision: str, capabilities: list[str]) -> str | None:
+    if precision == "int8" and CAPABILITIES["int8"] not in capabilities:
+        return None
+    return next((hint for hint in HINTS[precision] if CAPABILITIES[hint] in capabilities), None)
+
+
+def _tensor(array: Array) -> Any:
+    import openvino
+
+    # OpenVINO shares only memory that it may write; it is given none of the caller's read-only arrays.
+    return openvino.Tensor(array if array.flags.writeable else array.copy(), shared_memory=array.flags.writeable)
 
 
 def _specs(ports: Any) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(port.any_name, np.dtype(port.element_type.to_dtype()), tuple(port.shape)) for port in ports)
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1].strip()
