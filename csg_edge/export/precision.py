@@ -2,7 +2,8 @@
 
 TensorRT's networks are strongly typed, so an engine computes in the types that its graph names. Left in fp32 are the
 conditions, the decoder and the Euler updates, which are little of the work and where rounding goes straight into the
-image; statistics, which sum over many pixels; and the softmax.
+image; statistics, which sum over many pixels; and the softmax. Matrix products are fp16 everywhere: TensorRT-RTX has
+none in fp32 for compute capability 7.5.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from csg_edge.errors import EngineError
-from csg_edge.export.weights import WIDEN
+from csg_edge.export.weights import STORED, WIDEN
 
 STATISTICS = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization", "ReduceMean", "ReduceSum"})
 KEPT_OPERATORS = STATISTICS | {"Softmax", "Pow", "Sqrt", "Exp", "Log"}
+LINEAR_OPERATORS = frozenset({"Gemm", "MatMul"})
 KEPT_INPUTS = {"Resize": (1, 2)}  # region and scales are fp32 by the operator's definition
+MOVING_OPERATORS = frozenset({"Reshape", "Transpose", "Split", "Unsqueeze", "Concat", "Slice", "Resize", "Identity"})
 PRECISION_KEY = "csg_edge.precision"
 
 
@@ -39,10 +42,46 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
+def simulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same arithmetic with fp32 operators, each fp16 result rounded by an explicit pair of casts.
+
+    ONNX Runtime has few fp16 kernels on the CPU: it widens operators and then drops the roundings between them, and so
+    makes fp16 look better than it is. Here every value that fp16 stores is rounded; sums inside an operator are fp32,
+    as on tensor cores. Takes a graph of `to_half`, read with its weights.
+    """
+    simulated = onnx.ModelProto()
+    simulated.CopyFrom(model)
+    graph = simulated.graph
+    halves = _tensors_of(model, TensorProto.FLOAT16)
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type in MOVING_OPERATORS:
+            continue
+        for index, name in enumerate(node.output):
+            if name not in halves:
+                continue
+            if node.op_type == "Cast":
+                node.output[index] = f"{name}.rounded"
+            else:
+                node.output[index] = f"{name}.raw"
+                nodes.append(helper.make_node("Cast", [f"{name}.raw"], [f"{name}.rounded"], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT))
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return simulated
+
+
 def is_sensitive(node: onnx.NodeProto) -> bool:
     """Whether a node stays in fp32."""
     place = node.name.split("/")
-    return not place[0].startswith("step_") or "update" in place or node.op_type in KEPT_OPERATORS
+    if place[0].startswith("step_"):
+        return "update" in place or node.op_type in KEPT_OPERATORS
+    return node.op_type not in LINEAR_OPERATORS
 
 
 class _Conversion:
@@ -50,16 +89,9 @@ class _Conversion:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
-        self.floats = {
-            item.name
-            for item in (*inferred.input, *inferred.value_info, *inferred.output)
-            if item.type.tensor_type.elem_type == TensorProto.FLOAT
-        }
+        self.floats = _tensors_of(model, TensorProto.FLOAT)
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.floats |= {name for name, item in self.constants.items() if item.data_type == TensorProto.FLOAT}
         self.narrow = {node.output[0]: node.input[0] for node in self.graph.node if node.name.startswith(WIDEN)}
-        self.floats |= set(self.narrow)
         self.half: set[str] = set()  # tensors that their producer now gives in fp16
         self.casts: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -126,18 +158,25 @@ class _Conversion:
         return all(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0) <= limit for tensor in found)
 
 
+def _tensors_of(model: onnx.ModelProto, kind: int) -> set[str]:
+    """Names of all tensors of an element type: inputs, constants, what nodes make."""
+    inferred = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    described = (*inferred.input, *inferred.value_info, *inferred.output)
+    made = {item.name for item in described if item.type.tensor_type.elem_type == kind}
+    return made | {tensor.name for tensor in model.graph.initializer if tensor.data_type == kind}
+
+
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with its large constants as inputs: shape inference copies what it is given."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
-    small = []
-    for tensor in light.graph.initializer:
-        if tensor.name.startswith("w."):
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        else:
-            small.append(TensorProto.FromString(tensor.SerializeToString()))
+    small = [tensor for tensor in model.graph.initializer if not tensor.name.startswith(STORED)]
+    large = [tensor for tensor in model.graph.initializer if tensor.name.startswith(STORED)]
     del light.graph.initializer[:]
     light.graph.initializer.extend(small)
+    light.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in large
+    )
     return light
 
 

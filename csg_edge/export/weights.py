@@ -22,6 +22,7 @@ from csg_edge.errors import BundleError
 WEIGHTS_NAME = "weights.safetensors"
 SHARED_ELEMENTS = 256  # smaller constants stay inside the graph
 MIN_OPSET, MAX_OPSET = 18, 20  # from 18 axes are inputs; quantised graphs beyond 20 fail in ONNX Runtime 1.32
+STORED = "w."  # names of the tensors in the weights file begin so
 WIDEN = "weights/"  # names of the nodes that widen stored weights begin so
 
 Tensors = dict[str, NDArray[Any]]
@@ -37,7 +38,7 @@ def share_weights(model: onnx.ModelProto) -> Tensors:
         narrow = array.astype(np.float16)
         exact = np.array_equal(narrow.astype(np.float32), array)
         stored = narrow if exact else array
-        name = f"w.{hashlib.sha256(stored.tobytes() + str(stored.shape).encode()).hexdigest()[:16]}"
+        name = f"{STORED}{hashlib.sha256(stored.tobytes() + str(stored.shape).encode()).hexdigest()[:16]}"
         tensors[name] = stored
         if exact:
             names[tensor.name] = f"{name}.wide"
