@@ -278,7 +278,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
         },
         "manifest",
     )
-    used = [item.file for item in (*graphs, *engines)]
+    used = [graph.file for graph in graphs] + [engine.file for engine in engines]
     used += [file for case in golden for file in (case.mask, case.context, *case.expected.values())]
     for name in used:
         if name not in files:

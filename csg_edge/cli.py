@@ -131,7 +131,10 @@ def generate(
 @main.command()
 @bundle_argument
 @click.option(
-    "--graph", "graph", is_flag=True, help="Parameters, MACs, activations and operators per stage; precision per engine."
+    "--graph",
+    "graph",
+    is_flag=True,
+    help="Parameters, MACs, activations and operators per stage; precision per engine.",
 )
 @json_option
 def info(bundle: str, graph: bool, as_json: bool) -> None:
@@ -324,7 +327,9 @@ def distill(
 @click.argument("student", type=FOLDER)
 @out_option
 @click.option("--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations, one graph each.")
-@click.option("--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given.")
+@click.option(
+    "--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given."
+)
 @click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
 @click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
 @click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")

@@ -145,7 +145,8 @@ def structural_similarity(image: Image, expected: Image) -> float:
     def blur(values: NDArray[np.float64]) -> NDArray[np.float64]:
         side = 2 * SSIM_RADIUS + 1
         inside = slice(SSIM_RADIUS, -SSIM_RADIUS)
-        return np.asarray(cv2.GaussianBlur(values, (side, side), SSIM_DEVIATION))[inside, inside]
+        blurred = cv2.GaussianBlur(values, (side, side), SSIM_DEVIATION)
+        return np.asarray(blurred, dtype=np.float64)[inside, inside]
 
     first, second = image.astype(np.float64), expected.astype(np.float64)
     mean_first, mean_second = blur(first), blur(second)

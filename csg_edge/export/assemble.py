@@ -59,9 +59,7 @@ def export_bundle(
             raise InputError(f"{path}: no such file; check the path of the {path.name} to put into the bundle")
     with replaced_whole(out) as aside:
         paths = export_graphs(model, steps, aside / "graphs")
-        graphs = tuple(
-            Graph(count, "fp32", batch, f"graphs/{path.name}", {}) for (count, batch), path in paths.items()
-        )
+        graphs = tuple(Graph(count, "fp32", batch, f"graphs/{path.name}", {}) for (count, batch), path in paths.items())
         engines = tuple(
             Engine(target, graph.steps, graph.file, TOLERANCES[Target.parse(target).precision])
             for target in TARGETS

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from csg_edge.bundle import Bundle, Engine, Graph, Manifest, Target, write_manifest
 from csg_edge.errors import BundleError, EngineError, InputError
@@ -60,9 +61,9 @@ def build_bundle(
     options: tensorrt.Options = DEFAULT_OPTIONS,
     say: Say = _silent,
 ) -> tuple[Manifest, list[Engine]]:
-    """Add engines for `targets` (`runtime:device:precision`) and write the bundle to `out`, which may be its own folder.
+    """Add engines for `targets` and write the bundle to `out`, which may be its own folder.
 
-    steps: numbers of steps to build for; all that the bundle has if empty. Golden cases are run on every new engine
+    targets: `runtime:device:precision`. steps: numbers of steps to build for; all that the bundle has if empty. Golden cases are run on every new engine
     that this machine has the device for; the others are marked unverified. Returns the manifest and the new engines.
     Raises InputError for a target that is not offered, RuntimeUnavailableError for a builder that is not installed,
     BundleError for a graph that is missing, EngineError for one that a builder refuses or that misses its tolerance;
@@ -139,7 +140,7 @@ def _build_tensorrt(work: _Work, target: Target, steps: int, options: tensorrt.O
         )
     file = f"{ENGINES}/{target.runtime}-{target.device}/{Path(graph.file).stem}.engine"
     _write(work.path / file, built.data)
-    report = {
+    report: dict[str, Any] = {
         "graph": graph.file,
         "layers": {kind: dict(count) for kind, count in built.layers.items()},
         "reproducible": built.reproducible,
@@ -155,7 +156,7 @@ def _promised_ports(manifest: Manifest, *, batch: int) -> dict[str, tuple[str, t
 
 
 def _engine(
-    target: Target, graph: Graph, *, file: str, batch: int | None, report: dict[str, object], built_with: str = ""
+    target: Target, graph: Graph, *, file: str, batch: int | None, report: dict[str, Any], built_with: str = ""
 ) -> Engine:
     return Engine(
         target=str(target),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from csg_edge import __version__
 from csg_edge.errors import EngineError, InputError
-from csg_edge.export.weights import share_weights, write_graphs
+from csg_edge.export.weights import Tensors, share_weights, write_graphs
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions
 from csg_edge.training.process import STUDENT_TIMESTEPS
@@ -140,9 +140,11 @@ def export_graphs(model: CsgModel, steps: Sequence[int], directory: Path) -> dic
     check_student(model)
     model = model.cpu().eval()
     graphs = {
-        (count, batch): _trace(FewStepGraph(model, count).eval(), model, batch) for count in steps for batch in (None, 1)
+        (count, batch): _trace(FewStepGraph(model, count).eval(), model, batch)
+        for count in steps
+        for batch in (None, 1)
     }
-    tensors = {}
+    tensors: Tensors = {}
     for (count, batch), graph in graphs.items():
         tensors |= share_weights(graph)
         helper.set_model_props(graph, _metadata(model, count, batch))
@@ -228,7 +230,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _place(scope: str) -> str:
-    """`steps.0.network.down.0.0.conv_in` -> `step_1/down.0.0.conv_in`, `context.model.network.style` -> `context/style`."""
+    """`steps.0.network.stem` -> `step_1/stem`, `context.model.network.style` -> `context/style`."""
     parts = scope.split(".")
     if parts[0] == "steps":
         parts[:2] = [f"step_{int(parts[1]) + 1}"]

@@ -160,14 +160,14 @@ class _Conversion:
 
 def _tensors_of(model: onnx.ModelProto, kind: int) -> set[str]:
     """Names of all tensors of an element type: inputs, constants, what nodes make."""
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     described = (*inferred.input, *inferred.value_info, *inferred.output)
     made = {item.name for item in described if item.type.tensor_type.elem_type == kind}
     return made | {tensor.name for tensor in model.graph.initializer if tensor.data_type == kind}
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its large constants as inputs: shape inference copies what it is given."""
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its large constants as inputs; shape inference copies what it is given."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
     small = [tensor for tensor in model.graph.initializer if not tensor.name.startswith(STORED)]
