@@ -63,11 +63,13 @@ def build_bundle(
 ) -> tuple[Manifest, list[Engine]]:
     """Add engines for `targets` and write the bundle to `out`, which may be its own folder.
 
-    targets: `runtime:device:precision`. steps: numbers of steps to build for; all that the bundle has if empty. Golden cases are run on every new engine
-    that this machine has the device for; the others are marked unverified. Returns the manifest and the new engines.
+    targets: `runtime:device:precision`. steps: numbers of steps to build for; all that the bundle has if empty. Golden
+    cases are run on every new engine that this machine has the device for; the others are marked unverified. Returns
+    the manifest and the new engines.
+
     Raises InputError for a target that is not offered, RuntimeUnavailableError for a builder that is not installed,
-    BundleError for a graph that is missing, EngineError for one that a builder refuses or that misses its tolerance;
-    the bundle is untouched then.
+    BundleError for a graph that is missing, EngineError for an engine that a builder refuses or that misses its
+    tolerance; the bundle is untouched then.
     """
     wanted = [check_target(text) for text in dict.fromkeys(targets)]
     for target in wanted:

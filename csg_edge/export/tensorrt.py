@@ -180,13 +180,17 @@ def _port(tensor: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _layers(network: Any) -> dict[str, dict[str, int]]:
-    """The parser's view, before layers are fused: a layer's type is that of its first input."""
+    """The parser's view, before layers are fused: a layer's type is that of its first input, int8 after Q/DQ."""
     found: dict[str, Counter[str]] = {}
+    quantised: set[str] = set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
+        if layer.type.name == "DEQUANTIZE":
+            quantised.add(layer.get_output(0).name)
         if layer.type.name in HEAVY_LAYERS:
-            kind = layer.get_input(0).dtype.name
-            found.setdefault(DTYPES.get(kind, kind), Counter())[layer.type.name.lower()] += 1
+            tensor = layer.get_input(0)
+            kind = "int8" if tensor.name in quantised else DTYPES.get(tensor.dtype.name, tensor.dtype.name)
+            found.setdefault(kind, Counter())[layer.type.name.lower()] += 1
     return {kind: dict(sorted(count.items())) for kind, count in sorted(found.items())}
 
 
