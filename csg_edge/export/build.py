@@ -16,6 +16,7 @@ from csg_edge.export.aside import check_replaceable, replaced_whole
 from csg_edge.export.parity import graph_error
 from csg_edge.export.precision import to_half
 from csg_edge.export.targets import NVIDIA, TOLERANCES, check_target, preference
+from csg_edge.export.tensorrt_process import build_engine_apart
 from csg_edge.export.weights import read_graph, write_graph
 from csg_edge.verify import verify_engine
 
@@ -131,9 +132,7 @@ def _build_openvino(work: _Work, target: Target, steps: int) -> Engine:
 def _build_tensorrt(work: _Work, target: Target, steps: int, options: tensorrt.Options) -> Engine:
     graph = _graph(work, steps, target.precision, batch=1)
     relevant = options if target.runtime == "tensorrt" else DEFAULT_OPTIONS
-    built = tensorrt.build_engine(
-        work.path / graph.file, runtime=target.runtime, device=target.device, options=relevant
-    )
+    built = build_engine_apart(work.path / graph.file, runtime=target.runtime, device=target.device, options=relevant)
     promised = _promised_ports(work.manifest, batch=1)
     if dict(built.ports) != promised:
         raise EngineError(
