@@ -10,20 +10,28 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any, TypeVar
 
 from csg_edge.errors import BundleError, CsgEdgeError, InputError
 from csg_edge.labels import LabelSchema
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 DIGEST_NAME = "manifest.sha256"  # the manifest hashes every other file; this hashes the manifest
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MODELS = Path(__file__).parent / "models"
 # What JSON must hold for a field annotated so.
-SCALARS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+SCALARS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "int | None": (int, NoneType),
+    "Mapping[str, Any]": dict,
+}
+STATES = ("verified", "unverified")
 
 T = TypeVar("T")
 
@@ -63,13 +71,33 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """An ONNX graph that engines are built from: mask, context, noise -> image."""
+
+    steps: int
+    precision: str
+    batch: int | None  # None: free
+    file: str
+    error: Mapping[str, Any]  # ONNX Runtime on the CPU against the golden images, grey levels; for people
+
+
+@dataclass(frozen=True)
 class Engine:
-    """One file that a runtime opens, for one target and number of steps."""
+    """One file that a runtime opens, for one target and number of steps.
+
+    `built_with` is empty for a portable file (ONNX, OpenVINO IR); otherwise the builder, `tensorrt-rtx 1.7.1.116`,
+    and only that version of the runtime opens the file. `state` is verified if the golden cases passed on the machine
+    that added the engine, unverified if it lacked the device.
+    """
 
     target: str
     steps: int
     file: str
     tolerance: Tolerance
+    batch: int | None = None  # None: free
+    built_with: str = ""
+    state: str = "unverified"
+    report: Mapping[str, Any] = field(default_factory=dict)  # how it was built; for people
 
 
 @dataclass(frozen=True)
@@ -101,10 +129,11 @@ class Manifest:
     image_size: tuple[int, int]  # height, width
     noise_shape: tuple[int, int, int]  # channels, height, width
     labels: tuple[str, ...]
+    graphs: tuple[Graph, ...]
     engines: tuple[Engine, ...]  # in order of preference
     golden: tuple[GoldenCase, ...]
     files: Mapping[str, FileEntry]
-    export: Mapping[str, Any]  # how the graphs were made and how far they are from torch; for people
+    export: Mapping[str, Any]  # how the graphs were made; for people
 
     @property
     def schema(self) -> LabelSchema:
@@ -178,11 +207,15 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     files = {name: _entry(directory / name) for name in names if name not in (MANIFEST_NAME, DIGEST_NAME)}
     manifest = replace(manifest, files=files)
-    aside = directory / f".{MANIFEST_NAME}.partial"
-    aside.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, directory / MANIFEST_NAME)
-    (directory / DIGEST_NAME).write_text(_digest_line(directory), encoding="utf-8")
+    _write(directory / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2) + "\n")
+    _write(directory / DIGEST_NAME, _digest_line(directory))
     return manifest
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def _digest_line(directory: Path) -> str:
@@ -224,6 +257,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
         _build(Engine, {**item, "tolerance": _build(Tolerance, item["tolerance"], "tolerance")}, "engine")
         for item in values["engines"]
     )
+    graphs = tuple(_build(Graph, item, "graph") for item in values["graphs"])
     golden = tuple(_build(GoldenCase, item, "golden case") for item in values["golden"])
     files = {name: _build(FileEntry, item, f"file {name}") for name, item in values["files"].items()}
     for name in files:
@@ -237,19 +271,22 @@ def _parse(values: dict[str, Any]) -> Manifest:
             "image_size": _ints(values["image_size"], 2),
             "noise_shape": _ints(values["noise_shape"], 3),
             "labels": _labels(values["labels"]),
+            "graphs": graphs,
             "engines": engines,
             "golden": golden,
             "files": files,
         },
         "manifest",
     )
-    used = [engine.file for engine in engines]
+    used = [graph.file for graph in graphs] + [engine.file for engine in engines]
     used += [file for case in golden for file in (case.mask, case.context, *case.expected.values())]
     for name in used:
         if name not in files:
             raise BundleError(f"{name!r} is used but not listed under files; export the bundle again")
     for engine in engines:
         Target.parse(engine.target)
+        if engine.state not in STATES:
+            raise BundleError(f"engine state {engine.state!r} is none of {', '.join(STATES)}; export the bundle again")
         for case in golden:
             if str(engine.steps) not in case.expected:
                 raise BundleError(
@@ -259,16 +296,16 @@ def _parse(values: dict[str, Any]) -> Manifest:
 
 
 def _build(cls: type[T], values: Mapping[str, Any], what: str) -> T:
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
     unknown, missing = sorted(set(values) - known), sorted(known - set(values))
     if unknown or missing:
         raise BundleError(
             f"{what}: unknown keys {unknown}, missing keys {missing}; made by another csg-edge, export it again"
         )
-    for field in fields(cls):  # type: ignore[arg-type]
-        value, scalar = values[field.name], SCALARS.get(str(field.type))
+    for item in fields(cls):  # type: ignore[arg-type]
+        value, scalar = values[item.name], SCALARS.get(str(item.type))
         if scalar and (isinstance(value, bool) or not isinstance(value, scalar)):
-            raise TypeError(f"{what}: {field.name} is {value!r}")
+            raise TypeError(f"{what}: {item.name} is {value!r}")
     return cls(**values)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from csg_edge import __version__
+from csg_edge.cli_build import build, need
 from csg_edge.errors import CsgEdgeError
 from csg_edge.quality.commands import fit_evaluators, validate
 
@@ -140,13 +141,29 @@ def generate(
 
 @main.command()
 @bundle_argument
+@click.option(
+    "--graph",
+    "graph",
+    is_flag=True,
+    help="Parameters, MACs, activations and operators per stage; precision per engine.",
+)
 @json_option
-def info(bundle: str, as_json: bool) -> None:
+def info(bundle: str, graph: bool, as_json: bool) -> None:
     """What a bundle holds."""
     from csg_edge.bundle import find_bundle, read_bundle
 
     checked = read_bundle(find_bundle(bundle))
     manifest = checked.manifest
+    if graph:
+        need("onnx", extra="build")
+        from csg_edge.export.inspect import inspect_bundle, report_lines
+
+        report = inspect_bundle(checked)
+        if as_json:
+            _print_json(report)
+        else:
+            click.echo("\n".join(report_lines(report)))
+        return
     if as_json:
         _print_json({"path": str(checked.path), **asdict(manifest)})
         return
@@ -155,7 +172,11 @@ def info(bundle: str, as_json: bool) -> None:
     click.echo(f"images    {height} x {width}, noise {' x '.join(map(str, manifest.noise_shape))}")
     click.echo("classes   " + ", ".join(f"{index} {name}" for index, name in enumerate(manifest.labels)))
     for engine in manifest.engines:
-        click.echo(f"engine    {engine.target}, {engine.steps} step{'s' * (engine.steps > 1)}: {engine.file}")
+        built = f", {engine.built_with}" if engine.built_with else ""
+        click.echo(
+            f"engine    {engine.target}, {engine.steps} step{'s' * (engine.steps > 1)}: {engine.file} "
+            f"({engine.state}{built})"
+        )
     total = sum(entry.size for entry in manifest.files.values())
     click.echo(f"golden    {len(manifest.golden)} cases")
     click.echo(f"files     {len(manifest.files)}, {total / 1e6:.1f} MB, all hashes match")
@@ -214,7 +235,8 @@ def verify(bundle: str, as_json: bool) -> None:
                 worst = result.worst
                 line += (
                     f" (computing in {result.effective_precision}): worst difference {worst.max_levels} grey levels, "
-                    f"{100 * worst.share_within_1:.2f} % within 1, PSNR {worst.psnr:.1f} dB"
+                    f"mean {worst.mean_levels:.3f}, p99 {worst.p99_levels:g}, "
+                    f"{100 * worst.share_within_1:.2f} % within 1, PSNR {worst.psnr:.1f} dB, SSIM {worst.ssim:.4f}"
                 )
             click.echo(line + (f": {result.reason}" if result.reason else ""))
     sys.exit(0 if good else 1)
@@ -320,30 +342,38 @@ def distill(
 @click.argument("student", type=FOLDER)
 @out_option
 @click.option("--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations, one graph each.")
+@click.option(
+    "--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given."
+)
 @click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
 @click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
 @click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
-def export(student: Path, out: Path, steps: str, name: str | None, card: Path | None, licence: Path | None) -> None:
+def export(
+    student: Path, out: Path, steps: str, size: int | None, name: str | None, card: Path | None, licence: Path | None
+) -> None:
     """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
     _need_training()
     from csg_edge.export.assemble import export_bundle, parse_steps
     from csg_edge.training.model import CsgModel
 
     documents = {"MODEL_CARD.md": card, "LICENSE": licence}
+    model = CsgModel.load(student)
+    model.image_size = size or model.image_size
     manifest = export_bundle(
-        CsgModel.load(student),
+        model,
         out,
         steps=parse_steps(steps),
         name=name or out.resolve().name,
         documents={document: path for document, path in documents.items() if path is not None},
     )
-    size = sum(entry.size for entry in manifest.files.values())
-    click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {size / 1e6:.1f} MB")
+    total = sum(entry.size for entry in manifest.files.values())
+    click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {total / 1e6:.1f} MB")
+    for reason in manifest.export["left_out"]:
+        click.echo(f"left out  {reason}")
 
 
 def _need_training() -> None:
-    from importlib.util import find_spec
+    need("torch", "safetensors", "onnx", "onnxscript", extra="train,export")
 
-    missing = [name for name in ("torch", "safetensors", "onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise click.UsageError(f"{', '.join(missing)} not installed; pip install 'csg-edge[train,export]'")
+
+main.add_command(build)

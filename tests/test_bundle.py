@@ -111,7 +111,9 @@ def test_a_missing_manifest(bundle_copy: Path) -> None:
     ("path", "needed"),
     [
         ([], "name"),
+        (["graphs", 0], "precision"),
         (["engines", 0], "file"),
+        (["engines", 0], "built_with"),
         (["engines", 0, "tolerance"], "psnr"),
         (["golden", 0], "seed"),
         (["files", "graphs/steps-1.onnx"], "size"),
@@ -130,10 +132,10 @@ def test_unknown_and_missing_keys_at_every_level(bundle_copy: Path, path: list[A
     assert_refused(bundle_copy, MANIFEST_NAME, f"unknown keys [], missing keys ['{needed}']", "export it again")
 
 
-@pytest.mark.parametrize("found", [0, 2, "1", None], ids=repr)
+@pytest.mark.parametrize("found", [0, 1, 3, "2", None], ids=repr)
 def test_another_format(bundle_copy: Path, found: object) -> None:
     edit(bundle_copy, lambda values: values.update(format=found))
-    assert_refused(bundle_copy, MANIFEST_NAME, f"bundle format {found!r}, this csg-edge reads 1", "update csg-edge")
+    assert_refused(bundle_copy, MANIFEST_NAME, f"bundle format {found!r}, this csg-edge reads 2", "update csg-edge")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "golden/../../x", "a\\b", "C:x", "."])
@@ -157,10 +159,11 @@ def test_a_symbolic_link_that_leads_out(bundle_copy: Path, link: str) -> None:
     [
         lambda values: values["files"].pop("graphs/steps-2.onnx"),
         lambda values: values["engines"][0].update(file="graphs/other.onnx"),
+        lambda values: values["graphs"][0].update(file="graphs/other.onnx"),
         lambda values: values["golden"][0].update(mask="golden/other.png"),
         lambda values: values["golden"][0]["expected"].update({"1": "golden/other.png"}),
     ],
-    ids=["engine unlisted", "engine", "golden mask", "golden image"],
+    ids=["engine unlisted", "engine", "graph", "golden mask", "golden image"],
 )
 def test_a_file_in_use_must_be_listed(bundle_copy: Path, change: Callable[[Values], object]) -> None:
     edit(bundle_copy, change)
@@ -200,6 +203,13 @@ def test_a_manifest_that_is_no_object(bundle_copy: Path, text: str) -> None:
         lambda values: values["engines"][0].update(steps="1"),
         lambda values: values["engines"][0].update(steps=True),
         lambda values: values["engines"][0].update(target=None),
+        lambda values: values["engines"][0].update(batch="1"),
+        lambda values: values["engines"][0].update(batch=True),
+        lambda values: values["engines"][0].update(built_with=None),
+        lambda values: values["engines"][0].update(report=[]),
+        lambda values: values.update(graphs=None),
+        lambda values: values["graphs"][0].update(steps="1"),
+        lambda values: values["graphs"][0].update(error=None),
         lambda values: values["engines"][0]["tolerance"].update(share="all"),
         lambda values: values["golden"][0].update(seed=0.5),
         lambda values: values["golden"][0].update(expected=["golden/muscle.steps-1.png"]),
@@ -209,6 +219,11 @@ def test_a_manifest_that_is_no_object(bundle_copy: Path, text: str) -> None:
 def test_a_value_of_the_wrong_type(bundle_copy: Path, change: Callable[[Values], object]) -> None:
     edit(bundle_copy, change)
     assert_refused(bundle_copy, MANIFEST_NAME, "a value has the wrong type", "export the bundle again")
+
+
+def test_an_engine_is_verified_or_unverified(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda values: values["engines"][0].update(state="passed"))
+    assert_refused(bundle_copy, MANIFEST_NAME, "engine state 'passed' is none of verified, unverified", "export the")
 
 
 def test_labels_must_be_a_schema(bundle_copy: Path) -> None:

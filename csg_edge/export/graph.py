@@ -1,12 +1,13 @@
 """A student becomes one ONNX graph per number of steps: mask, context, noise -> image.
 
 Condition encoder, one-hot, every denoiser evaluation, decoder and uint8 conversion are all inside. Timesteps are
-constants, so the time embedding is computed here and its network never enters the graph.
+constants, so the time embedding is computed here and its network never enters the graph. Nodes are named
+`stage/module/operator`, the stages being `context`, `step_1`, `step_2`, ... and `decode`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import json
 import logging
 import warnings
@@ -14,23 +15,76 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import save_file
+from onnx import helper
 from torch import Tensor, nn
 
-from csg_edge.errors import EngineError
+from csg_edge import __version__
+from csg_edge.errors import EngineError, InputError
+from csg_edge.export.weights import Tensors, share_weights, write_graphs
 from csg_edge.training.model import CsgModel
+from csg_edge.training.networks import Conditions
 from csg_edge.training.process import STUDENT_TIMESTEPS
 
 OPSET = 20  # ONNX Runtime 1.32 fails on quantised graphs of opset 21 and later
-WEIGHTS_NAME = "weights.safetensors"
-SHARED_ELEMENTS = 256  # smaller constants stay inside the graph
+MAX_IMAGE_SIZE = 512
+SIZE_MULTIPLE = 32
+MAX_BATCH = 64
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+class ContextStage(nn.Module):
+    """Mask and context (B, H, W) uint8 -> Conditions."""
+
+    def __init__(self, model: CsgModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mask: Tensor, context: Tensor) -> Conditions:
+        # TensorRT takes a uint8 input only if it is cast before anything else.
+        return self.model.conditions(mask.to(torch.int64), context.to(torch.float32))
+
+
+class Update(nn.Module):
+    """One Euler step along the velocity."""
+
+    def __init__(self, span: float) -> None:
+        super().__init__()
+        self.span = span
+
+    def forward(self, latent: Tensor, velocity: Tensor) -> Tensor:
+        return latent + self.span * velocity
+
+
+class StepStage(nn.Module):
+    """One denoiser evaluation and the step it leads to; (B, C, h, w) latent -> latent."""
+
+    time_embedding: Tensor
+
+    def __init__(self, model: CsgModel, now: float, then: float) -> None:
+        super().__init__()
+        self.network, self.update = model.network, Update(then - now)
+        with torch.no_grad():
+            self.register_buffer("time_embedding", model.network.embed_time(torch.tensor([now])))  # (1, E)
+
+    def forward(self, latent: Tensor, conditions: Conditions) -> Tensor:
+        velocity: Tensor = self.network(latent, self.time_embedding, conditions)
+        latent = self.update(latent, velocity)
+        return latent
+
+
+class DecodeStage(nn.Module):
+    """(B, C, h, w) latent -> (B, H, W) uint8."""
+
+    def __init__(self, model: CsgModel) -> None:
+        super().__init__()
+        self.autoencoder = model.autoencoder
+
+    def forward(self, latent: Tensor) -> Tensor:
+        image: Tensor = self.autoencoder.decode(latent)
+        return image
 
 
 class FewStepGraph(nn.Module):
@@ -39,61 +93,89 @@ class FewStepGraph(nn.Module):
     (B, H, W) uint8, (B, H, W) uint8, (B, C, h, w) float32 -> (B, H, W) uint8.
     """
 
-    time_embeddings: Tensor
-
     def __init__(self, model: CsgModel, steps: int) -> None:
         super().__init__()
-        self.model = model
-        self.timesteps = STUDENT_TIMESTEPS[steps]
-        with torch.no_grad():
-            embeddings = [model.network.embed_time(torch.tensor([timestep])) for timestep in self.timesteps[:-1]]
-        self.register_buffer("time_embeddings", torch.stack(embeddings))  # (steps, 1, E)
+        self.context = ContextStage(model)
+        self.steps = nn.ModuleList(StepStage(model, now, then) for now, then in pairwise(STUDENT_TIMESTEPS[steps]))
+        self.decode = DecodeStage(model)
 
     def forward(self, mask: Tensor, context: Tensor, noise: Tensor) -> Tensor:
-        conditions = self.model.conditions(mask, context)
+        conditions = self.context(mask, context)
         latent = noise
-        for index, (now, then) in enumerate(pairwise(self.timesteps)):
-            latent = latent + (then - now) * self.model.network(latent, self.time_embeddings[index], conditions)
-        return self.model.autoencoder.decode(latent)
+        for step in self.steps:
+            latent = step(latent, conditions)
+        image: Tensor = self.decode(latent)
+        return image
 
 
-def export_graphs(model: CsgModel, steps: Sequence[int], directory: Path) -> dict[int, Path]:
-    """Write `steps-N.onnx` for each N and one weights file they share; returns their paths.
+def graph_name(steps: int, *, batch: int | None, precision: str = "fp32") -> str:
+    """File name of a graph: `steps-1.onnx`, `steps-1.batch-1.onnx`, `steps-1.batch-1.fp16.onnx`."""
+    parts = [f"steps-{steps}", *([f"batch-{batch}"] if batch else []), *([precision] if precision != "fp32" else [])]
+    return ".".join([*parts, "onnx"])
 
-    The weights file is a safetensors file that the graphs address by offset, as ONNX external data. Weights that fp16
-    holds exactly are stored in fp16 and widened in the graph: half the size, not one bit lost.
+
+def check_student(model: CsgModel) -> None:
+    """Raise InputError unless the model is a student whose parts fit together at its image size."""
+    config, block = model.network.config, model.autoencoder.config.block
+    if model.role != "student":
+        raise InputError(f"student: this is a {model.role}; make a student of it with `csg-edge distill`")
+    if config.latent_channels != block**2 or config.patch != block:
+        raise InputError(
+            f"student: the network has {config.latent_channels} latent channels at 1/{config.patch} size, the "
+            f"autoencoder makes {block**2} at 1/{block}; they are from two models, distil again"
+        )
+    multiple = max(SIZE_MULTIPLE, config.patch * 2 ** (len(config.widths) - 1))
+    if not 0 < model.image_size <= MAX_IMAGE_SIZE or model.image_size % multiple:
+        raise InputError(
+            f"--size {model.image_size}: give a multiple of {multiple} up to {MAX_IMAGE_SIZE}; "
+            "the network halves its input and cannot take others"
+        )
+
+
+def export_graphs(model: CsgModel, steps: Sequence[int], directory: Path) -> dict[tuple[int, int | None], Path]:
+    """Write, for each number of steps, the graph for a free batch and for batch 1, and one weights file they share.
+
+    Returns (steps, batch) -> path. Raises InputError for a model that is no whole student.
     """
+    check_student(model)
     model = model.cpu().eval()
-    graphs = {count: _trace(FewStepGraph(model, count).eval(), model) for count in steps}
-    tensors: dict[str, NDArray[Any]] = {}
-    for graph in graphs.values():
-        tensors |= _share_weights(graph)
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = directory / WEIGHTS_NAME
-    save_file(tensors, weights)
-    weights.chmod(0o644)  # safetensors writes for the owner alone; a bundle may be shared
-    offsets = _offsets(weights)
-    paths = {}
-    for count, graph in graphs.items():
-        for tensor in graph.graph.initializer:
-            if tensor.name in offsets:
-                _point_to(tensor, *offsets[tensor.name])
-        metadata = {"csg_edge.steps": str(count), "csg_edge.labels": json.dumps(model.schema.names)}
-        helper.set_model_props(graph, metadata)
-        paths[count] = directory / f"steps-{count}.onnx"
-        paths[count].write_bytes(graph.SerializeToString(deterministic=True))
-        onnx.checker.check_model(paths[count])
-    return paths
+    graphs = {
+        (count, batch): _trace(FewStepGraph(model, count).eval(), model, batch)
+        for count in steps
+        for batch in (None, 1)
+    }
+    tensors: Tensors = {}
+    for (count, batch), graph in graphs.items():
+        tensors |= share_weights(graph)
+        helper.set_model_props(graph, _metadata(model, count, batch))
+    names = {key: graph_name(key[0], batch=key[1]) for key in graphs}
+    write_graphs({names[key]: graph for key, graph in graphs.items()}, tensors, directory)
+    return {key: directory / name for key, name in names.items()}
 
 
-def _trace(module: FewStepGraph, model: CsgModel) -> onnx.ModelProto:
-    size = (2, model.image_size, model.image_size)
+def _metadata(model: CsgModel, steps: int, batch: int | None) -> dict[str, str]:
+    values = {
+        "steps": steps,
+        "timesteps": STUDENT_TIMESTEPS[steps],
+        "labels": model.schema.names,
+        "image_size": [model.image_size, model.image_size],
+        "noise_shape": model.latent_shape(1)[1:],
+        "batch": batch,
+        "precision": "fp32",
+        "producer": f"csg-edge {__version__}",
+    }
+    return {f"csg_edge.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def _trace(module: FewStepGraph, model: CsgModel, batch: int | None) -> onnx.ModelProto:
+    count = batch or 2  # a traced batch of 1 would be taken for a constant
+    size = (count, model.image_size, model.image_size)
     example = (
         torch.zeros(size, dtype=torch.uint8),
         torch.ones(size, dtype=torch.uint8),
-        torch.zeros(model.latent_shape(2)),
+        torch.zeros(model.latent_shape(count)),
     )
-    batch = torch.export.Dim("batch", min=1, max=64)
+    free = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             module,
@@ -102,15 +184,14 @@ def _trace(module: FewStepGraph, model: CsgModel) -> onnx.ModelProto:
             opset_version=OPSET,
             input_names=["mask", "context", "noise"],
             output_names=["image"],
-            dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
+            dynamic_shapes=None if batch else (free, free, free),
             verbose=False,
         )
     if program is None:
         raise EngineError("torch.onnx.export returned no program")
     graph = program.model_proto
     graph.producer_version = ""
-    for node in graph.graph.node:  # stack traces of the exporting machine say nothing to a reader, and change the hash
-        del node.metadata_props[:]
+    _name_nodes(graph.graph)
     return graph
 
 
@@ -128,53 +209,30 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _share_weights(graph: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    """Rename large initializers by content, in fp16 where that is exact; returns name -> array for the shared file."""
-    tensors, names, casts = {}, {}, []
-    for tensor in graph.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.size < SHARED_ELEMENTS or array.dtype != np.float32:
-            continue
-        narrow = array.astype(np.float16)
-        exact = np.array_equal(narrow.astype(np.float32), array)
-        stored = narrow if exact else array
-        name = f"w.{hashlib.sha256(stored.tobytes() + str(stored.shape).encode()).hexdigest()[:16]}"
-        tensors[name] = stored
-        if exact:
-            names[tensor.name] = f"{name}.wide"
-            casts.append((name, f"{name}.wide"))
-        else:
-            names[tensor.name] = name
-        tensor.CopyFrom(numpy_helper.from_array(stored, name))
-    unique = {tensor.name: tensor for tensor in graph.graph.initializer}
-    del graph.graph.initializer[:]
-    graph.graph.initializer.extend(unique.values())
-    for node in graph.graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = names.get(name, name)
-    widen = [
-        helper.make_node("Cast", [name], [wide], name=wide, to=TensorProto.FLOAT) for name, wide in dict(casts).items()
-    ]
-    nodes = [*widen, *graph.graph.node]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-    return tensors
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name nodes `stage/module/operator` and drop what else the exporter says of them.
+
+    Its stack traces say nothing to a reader and would change the hash from machine to machine.
+    """
+    place_of: dict[str, str] = {}  # output -> place of its producer
+    count: dict[str, int] = {}
+    for node in graph.node:
+        properties = {item.key: item.value for item in node.metadata_props}
+        if SCOPES in properties:
+            place = _place(ast.literal_eval(properties[SCOPES])[-2])
+        else:  # a node that the exporter's own optimiser put in, beside what feeds it
+            place = next(place_of[name] for name in node.input if name in place_of)
+        place_of.update(dict.fromkeys(node.output, place))
+        name = f"{place}/{node.op_type}"
+        count[name] = count.get(name, 0) + 1
+        node.name = name if count[name] == 1 else f"{name}_{count[name]}"
+        del node.metadata_props[:]
 
 
-def _offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Tensor name -> (byte offset in the file, length), from the safetensors header."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    return {
-        name: (8 + length + item["data_offsets"][0], item["data_offsets"][1] - item["data_offsets"][0])
-        for name, item in header.items()
-    }
-
-
-def _point_to(tensor: TensorProto, offset: int, length: int) -> None:
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", WEIGHTS_NAME), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
+def _place(scope: str) -> str:
+    """`steps.0.network.stem` -> `step_1/stem`, `context.model.network.style` -> `context/style`."""
+    parts = scope.split(".")
+    if parts[0] == "steps":
+        parts[:2] = [f"step_{int(parts[1]) + 1}"]
+    inner = [part for index, part in enumerate(parts[1:]) if not (index < 2 and part in ("model", "network"))]
+    return "/".join([parts[0], ".".join(inner)]) if inner else parts[0]

@@ -64,7 +64,7 @@ def image_to_unit(image: Tensor) -> Tensor:
 
 def unit_to_image(unit: Tensor) -> Tensor:
     """(B, 1, H, W) float -> (B, H, W) uint8, rounded to nearest and clipped."""
-    return ((unit + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)[:, 0]
+    return ((unit[:, 0] + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)
 
 
 def analyse(unit: Tensor, matrix: Tensor, block: int) -> Tensor:

@@ -115,7 +115,7 @@ class CsgModel(nn.Module):
             weights = load_file(directory / WEIGHTS)
             network.load_state_dict({name: value.float() for name, value in weights.items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split("\n\t")[:2])  # torch's heading and the first thing wrong
             raise TrainingError(f"{directory / WEIGHTS}: {reason}; train or copy the model again") from None
         autoencoder = BlockDct(BlockDctConfig.from_json(read_json(directory / "autoencoder" / "config.json")))
         schema = LabelSchema(tuple(read_json(directory / "label_schema.json")["names"]))
