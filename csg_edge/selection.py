@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from csg_edge.bundle import PRECISIONS, Bundle, Engine, Target
 from csg_edge.cache import BlobCache, key_of
-from csg_edge.conditions import read_context, read_mask
 from csg_edge.errors import InputError
 from csg_edge.machine import processor
 from csg_edge.runtimes import RUNTIMES, runtime_class
@@ -72,7 +71,7 @@ def candidates(bundle: Bundle, *, runtime: str, device: str, precision: str, ste
         place = "CPU" if device == "auto" else device
         kind = runtime_class(runtime)
         for engine in at_steps:
-            portable = not built_with(engine) and PurePosixPath(engine.file).suffix in kind.portable
+            portable = not engine.built_with and PurePosixPath(engine.file).suffix in kind.portable
             if portable and Target.parse(engine.target).precision == arithmetic:
                 reason = kind.why_not(place, arithmetic) or ""
                 if not reason:
@@ -101,14 +100,9 @@ def why_not(engine: Engine) -> str | None:
     kind = runtime_class(target.runtime)
     if reason := kind.why_not(target.device, target.precision):
         return reason
-    if reason := kind.takes(built_with(engine)):
+    if reason := kind.takes(engine.built_with):
         return f"{reason}; csg-edge build BUNDLE --target {engine.target}"
     return None
-
-
-def built_with(engine: Engine) -> str:
-    """Name and version of what compiled the engine's file; empty for a portable file."""
-    return str(getattr(engine, "built_with", ""))
 
 
 def identity(bundle: Bundle, engine: Engine) -> str:
@@ -131,18 +125,17 @@ def remembered(bundle: Bundle, engine: Engine, cache: BlobCache | None) -> str |
 
 def golden_failure(generator: Generator, cache: BlobCache | None) -> str:
     """Run the first golden case and remember the verdict: empty if it passed, else what was wrong."""
-    from csg_edge.verify import Difference, within
+    from csg_edge.verify import Difference, read_case, within
 
     bundle, engine = generator.bundle, generator.engine
     if not bundle.manifest.golden:
         return "the bundle has no golden cases; export it again"
     case = bundle.manifest.golden[0]
-    mask = read_mask(bundle.file(case.mask), bundle.manifest.schema)
-    expected = read_context(bundle.file(case.expected[str(engine.steps)]))
-    image = generator.generate_one(mask, read_context(bundle.file(case.context)), case.seed)
+    mask, context, expected = read_case(bundle, case, engine.steps)
+    image = generator.generate_one(mask, context, case.seed)
+    found = Difference.between(image, expected)
     failure = ""
-    if not within(image, expected, engine.tolerance):
-        found = Difference.between(image, expected)
+    if not within(image, expected, engine.tolerance, psnr=found.psnr):
         failure = (
             f"fails golden case {case.name} here ({found.max_levels} grey levels off, PSNR {found.psnr:.1f} dB); "
             "see csg-edge verify"
