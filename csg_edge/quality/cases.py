@@ -78,6 +78,11 @@ def read_real(roots: Sequence[Path], schema: LabelSchema, *, size: int, split: s
     return RealData(Samples.join(train), Samples.join(held_out), sets)
 
 
+def set_of(group: str) -> str:
+    """The set that a group belongs to: `read_set` names groups `set/group`."""
+    return group.split("/")[0]
+
+
 def plan_cases(real: Samples, *, count: int, seed: int) -> Cases:
     """`count` cases that go round all held-out images, then up to PAIRS of the first again for diversity.
 
@@ -86,7 +91,7 @@ def plan_cases(real: Samples, *, count: int, seed: int) -> Cases:
     random = np.random.default_rng(seed)
     rounds = [random.permutation(len(real)) for _ in range(-(-count // len(real)))]
     order = np.concatenate(rounds)[:count]
-    sets = [group.split("/")[0] for group in real.groups]
+    sets = [set_of(group) for group in real.groups]
     contexts = []
     for index in order:
         others = [

@@ -146,4 +146,6 @@ def _classes(image: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) ->
 
 
 def _small_maps(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate([image[None].astype(np.float32), band_maps(image)])[:, ::2, ::2] / np.float32(32)
+    return np.concatenate([image[None].astype(np.float32), band_maps(image)], dtype=np.float32)[
+        :, ::2, ::2
+    ] * np.float32(1 / 32)

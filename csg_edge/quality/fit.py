@@ -1,8 +1,9 @@
 """Training the evaluators, on train groups only.
 
-The segmenter learns the masks. The encoder learns, without labels of quality, to tell images apart whatever their
-gain and geometry (supervised contrast over groups, Khosla et al., arXiv 2004.11362) and to measure damage: how much it
-was blurred, how coarse its grain, how noisy, how far its mask was moved.
+The segmenter learns the masks. The encoder learns to measure damage (how much an image was blurred, how coarse its
+grain, how noisy, how bright, how far its mask was moved) and how much of each class an image shows. A contrastive loss
+was tried first and dropped: its two views of an image are damaged differently, so it taught the encoder not to see what
+it is there to see.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 
-DAMAGES = ("blur", "grain", "noise", "shift_x", "shift_y")
-TEMPERATURE = 0.1
+DAMAGES = ("blur", "grain", "noise", "gain", "shift_x", "shift_y")
+MASK_DAMAGES = 2  # the last ones, which nobody can tell without the mask
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,12 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
         return False
     heads = EncoderHeads(encoder)
     loop = replace(
-        loop, iterations=config.encoder_iterations, batch=12, seed=config.seed + 1, precision=config.precision
+        loop,
+        iterations=config.encoder_iterations,
+        batch=12,
+        learning_rate=2e-3,
+        seed=config.seed + 1,
+        precision=config.precision,
     )
     if not _train(heads, loop, sets, runs / "encoder", _encoder_loss(heads, loop)):
         return False
@@ -85,8 +91,8 @@ class EncoderHeads(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projection = nn.Sequential(nn.ReLU(), nn.Linear(EMBEDDING, EMBEDDING))
         self.damage = nn.Sequential(nn.ReLU(), nn.Linear(EMBEDDING, len(DAMAGES)))
+        self.content = nn.Sequential(nn.ReLU(), nn.Linear(EMBEDDING, encoder.classes))
 
 
 def _train(
@@ -126,11 +132,13 @@ def _segmentation_loss(network: nn.Module) -> Callable[[Image, Image, tuple[str,
 def _encoder_loss(heads: EncoderHeads, loop: LoopConfig) -> Callable[[Image, Image, tuple[str, ...], int], Tensor]:
     def loss(images: Image, masks: Image, groups: tuple[str, ...], iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
-        # Two views of every image, each damaged in its own way; half of the views are shown without their mask.
+        # Every image twice, each time damaged in its own way; half of the views are shown without their mask.
         damaged = [damage(image, mask, random) for image, mask in (*zip(images, masks, strict=True),) * 2]
         grey = grey_levels(torch.from_numpy(np.stack([item[0] for item in damaged])))
         mask = torch.from_numpy(np.stack([item[1] for item in damaged]))
         amounts = torch.from_numpy(np.stack([item[2] for item in damaged]))
+        whole = torch.from_numpy(masks).repeat(2, 1, 1)
+        areas = F.one_hot(whole.flatten(1).long(), heads.encoder.classes).float().mean(1)  # (B, K)
         with_mask = torch.arange(len(mask)) % 2 == 0
         with autocast(torch.device("cpu"), loop.precision):
             shown = heads.encoder(grey[with_mask], mask[with_mask]).embedding
@@ -139,27 +147,21 @@ def _encoder_loss(heads: EncoderHeads, loop: LoopConfig) -> Callable[[Image, Ima
         embedding[with_mask], embedding[~with_mask] = shown, hidden
         error = (heads.damage(embedding) - amounts) ** 2
         seen = torch.ones_like(error)
-        seen[~with_mask, 3:] = 0.0  # nobody can tell a mask's shift without the mask
-        same = torch.tensor([[a == b for b in groups * 2] for a in groups * 2])
-        return contrast(heads.projection(embedding), same) + 4.0 * (error * seen).sum() / seen.sum()
+        seen[~with_mask, -MASK_DAMAGES:] = 0.0
+        content = ((heads.content(embedding) - areas) ** 2).mean()
+        return (error * seen).sum() / seen.sum() + 3.0 * content
 
     return loss
 
 
-def contrast(embedding: Tensor, same: Tensor) -> Tensor:
-    """Supervised contrastive loss (arXiv 2004.11362, equation 2). (B, D) embeddings, (B, B) bool of equal groups."""
-    similarity = F.normalize(embedding, dim=1) @ F.normalize(embedding, dim=1).T / TEMPERATURE
-    itself = torch.eye(len(same), dtype=torch.bool)
-    log_share = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
-    positive = same & ~itself
-    return -((log_share * positive).sum(1) / positive.sum(1)).mean()
-
-
 def damage(image: Image, mask: Image, random: np.random.Generator) -> tuple[Image, Image, NDArray[np.float32]]:
-    """Damage an image and its mask by known amounts, each 0 for undamaged and about 1 at most; half stay whole."""
+    """Damage an image and its mask by known amounts, each 0 for undamaged and 1 or -1 at most.
+
+    Returns image, mask and the amounts in the order of DAMAGES.
+    """
     grey = image.astype(np.float32)
     amounts = np.zeros(len(DAMAGES), np.float32)
-    chosen = random.random(4) < 0.3
+    chosen = random.random(5) < 0.4
     if chosen[0]:
         amounts[0] = random.random()
         grey = cv2.GaussianBlur(grey, (0, 0), 0.3 + 2.2 * float(amounts[0]))
@@ -175,8 +177,11 @@ def damage(image: Image, mask: Image, random: np.random.Generator) -> tuple[Imag
             noise = cv2.GaussianBlur(noise, (0, 0), width_of_noise)
         grey = grey + 30.0 * float(amounts[2]) * noise / noise.std() * (grey / 128.0 + 0.2)
     if chosen[3]:
+        amounts[3] = random.uniform(-1.0, 1.0)
+        grey = grey * 1.4 ** float(amounts[3])
+    if chosen[4]:
         shift = random.uniform(-1.0, 1.0, 2)
-        amounts[3:] = shift
+        amounts[4:] = shift
         mask = shift_mask(mask, round(16 * float(shift[0])), round(16 * float(shift[1])))
     return (grey + 0.5).clip(0, 255).astype(np.uint8), mask, amounts
 

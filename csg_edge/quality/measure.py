@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.quality.bootstrap import Weights, group_interval, split_groups
-from csg_edge.quality.cases import Cases, RealData
+from csg_edge.quality.cases import Cases, RealData, set_of
 from csg_edge.quality.contrast import contrast_correlation
 from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
 from csg_edge.quality.diversity import diversity_figure, seed_distances, seed_feature_distances
@@ -99,7 +99,7 @@ def measure_generated(
         samples,
         rng=yardstick.random(6),
         style=evaluators.style,
-        strata=[group.split("/")[0] for group in samples.groups],
+        strata=[set_of(group) for group in samples.groups],
     )
     figures["context_hit_rate"], figures["style_error"] = style.above_shuffled, style.error
     figures |= _diversity(made, cases, features.embedding, yardstick)
@@ -120,7 +120,7 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
     figures = {"dice": _dice(yardstick.evaluators, held_out, yardstick.random(0))}
     parts: dict[str, list[Figure]] = {}
     for split in range(SPLITS):
-        first, second = split_groups(held_out.groups, rng=yardstick.random(100 + split))
+        first, second = _halves(held_out, yardstick.random(100 + split))
         one, other = held_out.take(first), held_out.take(second)
         halves = [yardstick.held_out.take(side) for side in (first, second)]
         found = _distribution(halves[0], halves[1], one.groups, other.groups, yardstick)
@@ -138,6 +138,21 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
             parts.setdefault(name, []).append(figure)
     figures |= {name: _mean(found) for name, found in parts.items()}
     return Measured(Subject("real against real", "control", len(held_out), figures), held_out)
+
+
+def _halves(samples: Samples, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Positions of two halves without a common group, each set halved for itself.
+
+    A half with more nerves and one with more muscles would differ, and rightly so.
+    """
+    halves: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
+    sets = np.array([set_of(group) for group in samples.groups])
+    for name in sorted(set(sets)):
+        members = np.flatnonzero(sets == name)
+        parts = split_groups([samples.groups[index] for index in members], rng=rng)
+        for half, part in zip(halves, parts, strict=True):
+            half.append(members[part])
+    return np.concatenate(halves[0]), np.concatenate(halves[1])
 
 
 def _distribution(

@@ -37,7 +37,7 @@ class UsefulnessConfig:
     fractions: tuple[float, ...] = (0.1, 0.25, 1.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     synthetic: int = 400  # images made for each fraction and seed
-    iterations: int = 250
+    iterations: int = 200
     batch: int = 16
     size: int = 128  # pixels a side: 27 trainings must fit into an hour on two cores
 
