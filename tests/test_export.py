@@ -195,7 +195,7 @@ class TestHalf:
         assert FLOAT16 not in {kinds.get(node.input[1]) for node in convolutions if not node.name.startswith("step_")}
         made_by = {name: node for node in half.graph.node for name in node.output}
         for node in half.graph.node:
-            if node.op_type in ("Softmax", "InstanceNormalization") or node.name.startswith("step_2/update/Mul"):
+            if node.op_type in ("Softmax", "InstanceNormalization") or node.name == "step_2/update/Mul":
                 source = made_by[node.input[0]]
                 assert (source.op_type, source.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
 
