@@ -5,7 +5,7 @@ DEV_ENV := .venv/dev
 DEMO_OUT ?= demo
 REAL_DATA ?= ../shared/data
 
-.PHONY: help demo test test-slow lint wheel bundle clean
+.PHONY: help demo test test-slow lint wheel bundle validate clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
 	@echo "make lint       ruff and mypy"
 	@echo "make wheel      build the wheel and check what is in it"
+	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (a quarter of an hour; report in validation/)"
 	@echo "make bundle     train, distil and export msk-256 again (hours; needs the real sets, see export/README.md)"
 
 # A stamp says that an environment holds what pyproject.toml asks for.
@@ -60,6 +61,9 @@ wheel: $(DEV_ENV)/.ready
 
 bundle: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python export/build.py export/msk-256.toml --data $(REAL_DATA)
+
+validate: $(DEV_ENV)/.ready
+	@$(DEV_ENV)/bin/csg-edge validate --data $(REAL_DATA) --teacher export/msk-256.teacher --guidance 2 --steps 1,4 --out validation
 
 clean:
 	rm -rf .venv dist $(DEMO_OUT)/phantom $(DEMO_OUT)/images .pytest_cache .mypy_cache .ruff_cache

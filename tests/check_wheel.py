@@ -11,6 +11,10 @@ import zipfile
 NEEDED = (
     "csg_edge/models/msk-256/manifest.json",
     "csg_edge/models/msk-256/graphs/weights.safetensors",
+    "csg_edge/quality/evaluators_msk/encoder.safetensors",
+    "csg_edge/quality/evaluators_msk/segmenter.safetensors",
+    "csg_edge/quality/templates/report.html",
+    "csg_edge/quality/templates/turing.js",
     "csg_edge/py.typed",
 )
 

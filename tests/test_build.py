@@ -312,7 +312,7 @@ def test_a_graph_of_another_opset(bundle: Bundle, opset: int, problem: str) -> N
 
     changed = replace(bundle, manifest=with_graph(bundle, change))
     before = hashes(bundle.path)
-    with pytest.raises(BundleError, match=f"opset {opset} is {problem}, .* from opset 18 to 20; export"):
+    with pytest.raises(EngineError, match=f"opset {opset} is {problem}, .* from opset 18 to 20; export"):
         build_bundle(changed, ["tensorrt-rtx:sm86:fp32"], out=bundle.path, steps=(1,))
     assert hashes(bundle.path) == before
 

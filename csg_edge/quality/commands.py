@@ -110,7 +110,7 @@ def _score(key: Path, answers: tuple[Path, ...], *, as_json: bool) -> None:
     "--out", required=True, type=FOLDER, help="Folder to write the evaluators to; checkpoints go to OUT/runs."
 )
 @click.option("--segmenter-iterations", default=2600, show_default=True, help="May be raised when resuming.")
-@click.option("--encoder-iterations", default=900, show_default=True, help="May be raised when resuming.")
+@click.option("--encoder-iterations", default=500, show_default=True, help="May be raised when resuming.")
 @click.option("--seed", default=0, show_default=True, help="First seed; the same seed gives the same result.")
 def fit_evaluators(
     data: tuple[Path, ...], out: Path, segmenter_iterations: int, encoder_iterations: int, seed: int

@@ -1,7 +1,7 @@
 """Training the evaluators, on train groups only.
 
 The segmenter learns the masks. The encoder learns to measure damage (how much an image was blurred, how coarse its
-grain, how noisy, how bright, how far its mask was moved) and how much of each class an image shows. A contrastive loss
+grain, how noisy, how bright) and how much of each class an image shows. A contrastive loss
 was tried first and dropped: its two views of an image are damaged differently, so it taught the encoder not to see what
 it is there to see.
 """
@@ -35,8 +35,7 @@ from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 
-DAMAGES = ("blur", "grain", "noise", "gain", "shift_x", "shift_y")
-MASK_DAMAGES = 2  # the last ones, which nobody can tell without the mask
+DAMAGES = ("blur", "grain", "noise", "gain")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class FitConfig:
     data: tuple[Path, ...]
     image_size: int = 256
     segmenter_iterations: int = 2600
-    encoder_iterations: int = 900
+    encoder_iterations: int = 500
     seed: int = 0
     precision: str = "fp32"
 
@@ -56,18 +55,18 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
     roots = list(config.data)
     sets = read_training_sets(roots, schema, split="train", size=config.image_size)
     segmenter = make_segmenter(len(schema))
-    encoder = Encoder(len(schema)).to(memory_format=torch.channels_last)
+    encoder = Encoder().to(memory_format=torch.channels_last)
     loop = LoopConfig(
         iterations=config.segmenter_iterations, batch=8, learning_rate=1e-3, warmup=50, decay=0.7, ema=0.995,
         seed=config.seed, precision="fp32",
     )  # fmt: skip
     if not _train(segmenter, loop, sets, runs / "segmenter", _segmentation_loss(segmenter)):
         return False
-    heads = EncoderHeads(encoder)
+    heads = EncoderHeads(encoder, len(schema))
     loop = replace(
         loop,
         iterations=config.encoder_iterations,
-        batch=12,
+        batch=24,
         learning_rate=2e-3,
         seed=config.seed + 1,
         precision=config.precision,
@@ -88,11 +87,11 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
 class EncoderHeads(nn.Module):
     """The encoder with the two heads that exist during training only."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.damage = nn.Sequential(nn.ReLU(), nn.Linear(EMBEDDING, len(DAMAGES)))
-        self.content = nn.Sequential(nn.ReLU(), nn.Linear(EMBEDDING, encoder.classes))
+        self.content = nn.Sequential(nn.ReLU(), nn.Linear(EMBEDDING, classes))
 
 
 def _train(
@@ -100,7 +99,7 @@ def _train(
     loop: LoopConfig,
     sets: list[LabelledSet],
     directory: Path,
-    loss: Callable[[Image, Image, tuple[str, ...], int], Tensor],
+    loss: Callable[[Image, Image, int], Tensor],
 ) -> bool:
     torch.manual_seed(loop.seed)
     for module in network.modules():
@@ -114,7 +113,7 @@ def _train(
 
     def step(iteration: int) -> Tensor:
         _, batch = next(batches)
-        return loss(batch.image.numpy(), batch.mask.numpy(), batch.groups, iteration)
+        return loss(batch.image.numpy(), batch.mask.numpy(), iteration)
 
     network.train()
     finished = fit(state, step, loop, directory=directory, label=directory.name)
@@ -122,46 +121,33 @@ def _train(
     return finished
 
 
-def _segmentation_loss(network: nn.Module) -> Callable[[Image, Image, tuple[str, ...], int], Tensor]:
-    def loss(images: Image, masks: Image, groups: tuple[str, ...], iteration: int) -> Tensor:
+def _segmentation_loss(network: nn.Module) -> Callable[[Image, Image, int], Tensor]:
+    def loss(images: Image, masks: Image, iteration: int) -> Tensor:
         return segmentation_loss(network(grey_levels(torch.from_numpy(images))), torch.from_numpy(masks))
 
     return loss
 
 
-def _encoder_loss(heads: EncoderHeads, loop: LoopConfig) -> Callable[[Image, Image, tuple[str, ...], int], Tensor]:
-    def loss(images: Image, masks: Image, groups: tuple[str, ...], iteration: int) -> Tensor:
+def _encoder_loss(heads: EncoderHeads, loop: LoopConfig) -> Callable[[Image, Image, int], Tensor]:
+    def loss(images: Image, masks: Image, iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
-        # Every image twice, each time damaged in its own way; half of the views are shown without their mask.
-        damaged = [damage(image, mask, random) for image, mask in (*zip(images, masks, strict=True),) * 2]
-        grey = grey_levels(torch.from_numpy(np.stack([item[0] for item in damaged])))
-        mask = torch.from_numpy(np.stack([item[1] for item in damaged]))
-        amounts = torch.from_numpy(np.stack([item[2] for item in damaged]))
-        whole = torch.from_numpy(masks).repeat(2, 1, 1)
-        areas = F.one_hot(whole.flatten(1).long(), heads.encoder.classes).float().mean(1)  # (B, K)
-        with_mask = torch.arange(len(mask)) % 2 == 0
+        damaged = [damage(image, random) for image in images]
+        grey = grey_levels(torch.from_numpy(np.stack([image for image, _ in damaged])))
+        amounts = torch.from_numpy(np.stack([amount for _, amount in damaged]))
+        areas = F.one_hot(torch.from_numpy(masks).flatten(1).long(), heads.content[1].out_features).float().mean(1)
         with autocast(torch.device("cpu"), loop.precision):
-            shown = heads.encoder(grey[with_mask], mask[with_mask]).embedding
-            hidden = heads.encoder(grey[~with_mask], None).embedding
-        embedding = torch.empty(len(mask), EMBEDDING)
-        embedding[with_mask], embedding[~with_mask] = shown, hidden
-        error = (heads.damage(embedding) - amounts) ** 2
-        seen = torch.ones_like(error)
-        seen[~with_mask, -MASK_DAMAGES:] = 0.0
-        content = ((heads.content(embedding) - areas) ** 2).mean()
-        return (error * seen).sum() / seen.sum() + 3.0 * content
+            embedding = heads.encoder(grey).embedding
+        content = (heads.content(embedding) - areas).square().mean()
+        return (heads.damage(embedding) - amounts).square().mean() + 3.0 * content
 
     return loss
 
 
-def damage(image: Image, mask: Image, random: np.random.Generator) -> tuple[Image, Image, NDArray[np.float32]]:
-    """Damage an image and its mask by known amounts, each 0 for undamaged and 1 or -1 at most.
-
-    Returns image, mask and the amounts in the order of DAMAGES.
-    """
+def damage(image: Image, random: np.random.Generator) -> tuple[Image, NDArray[np.float32]]:
+    """Damage an image by known amounts, each 0 for undamaged and 1 or -1 at most, in the order of DAMAGES."""
     grey = image.astype(np.float32)
     amounts = np.zeros(len(DAMAGES), np.float32)
-    chosen = random.random(5) < 0.4
+    chosen = random.random(len(DAMAGES)) < 0.4
     if chosen[0]:
         amounts[0] = random.random()
         grey = cv2.GaussianBlur(grey, (0, 0), 0.3 + 2.2 * float(amounts[0]))
@@ -179,11 +165,7 @@ def damage(image: Image, mask: Image, random: np.random.Generator) -> tuple[Imag
     if chosen[3]:
         amounts[3] = random.uniform(-1.0, 1.0)
         grey = grey * 1.4 ** float(amounts[3])
-    if chosen[4]:
-        shift = random.uniform(-1.0, 1.0, 2)
-        amounts[4:] = shift
-        mask = shift_mask(mask, round(16 * float(shift[0])), round(16 * float(shift[1])))
-    return (grey + 0.5).clip(0, 255).astype(np.uint8), mask, amounts
+    return (grey + 0.5).clip(0, 255).astype(np.uint8), amounts
 
 
 def rescale_grain(grey: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
@@ -193,14 +175,6 @@ def rescale_grain(grey: NDArray[np.float32], factor: float) -> NDArray[np.float3
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), 0.0, factor)
     fine = cv2.warpAffine(grey - coarse, turn, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(coarse + fine, np.float32)
-
-
-def shift_mask(mask: Image, right: int, down: int) -> Image:
-    """Move a mask by whole pixels; its border rows and columns are repeated."""
-    height, width = mask.shape
-    rows = (np.arange(height) - down).clip(0, height - 1)
-    columns = (np.arange(width) - right).clip(0, width - 1)
-    return mask[rows][:, columns]
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[G
     gates = [
         _at_most_ratio(subject.name, "kid", found, reference, real, KID_RATIO),
         _at_most_ratio(subject.name, "kid_joint", found, reference, real, KID_RATIO),
-        _at_most_ratio(subject.name, "spectrum_gap", found, reference, real, SPECTRUM_RATIO),
+        _at_most_ratio(subject.name, "spectrum_gap", found, reference, {}, SPECTRUM_RATIO),
         _at_most_ratio(subject.name, "style_error", found, reference, {}, STYLE_RATIO),
     ]
     for name in ("two_sample_features", "two_sample_pixels"):

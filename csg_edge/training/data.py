@@ -32,7 +32,6 @@ class Batch(NamedTuple):
     image: Tensor  # (B, H, W) uint8
     mask: Tensor  # (B, H, W) uint8
     context: Tensor  # (B, H, W) uint8
-    groups: tuple[str, ...]  # of each image
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ class BatchSource:
     def draw(self, index: int) -> Batch:
         """The batch of one iteration."""
         random = np.random.default_rng([self.seed, index])
-        images, masks, contexts, groups = zip(*(self._example(random) for _ in range(self.batch_size)), strict=True)
-        return Batch(*(torch.from_numpy(np.stack(column)) for column in (images, masks, contexts)), groups)
+        examples = [self._example(random) for _ in range(self.batch_size)]
+        return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*examples, strict=True)))
 
     def stream(self, start: int, stop: int, *, ahead: int = 3) -> Iterator[tuple[int, Batch]]:
         """Batches start..stop-1, prepared ahead in a thread."""
@@ -118,7 +117,7 @@ class BatchSource:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _example(self, random: np.random.Generator) -> tuple[Image, Image, Image, str]:
+    def _example(self, random: np.random.Generator) -> tuple[Image, Image, Image]:
         which = random.choice(len(self.sets), p=self.shares)
         data, groups = self.sets[which], self.groups[which]
         group = random.choice(len(groups), p=self.group_shares[which])
@@ -142,7 +141,7 @@ class BatchSource:
             mask = np.full_like(mask, NO_MASK)
         if random.random() < self.dropout:
             context = np.zeros_like(context)
-        return image, mask, context, data.groups[index]
+        return image, mask, context
 
 
 def read_training_sets(roots: list[Path], schema: LabelSchema, *, split: str, size: int) -> list[LabelledSet]:

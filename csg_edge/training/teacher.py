@@ -52,7 +52,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         index, batch = next(batches)
         if index != iteration:
             raise RuntimeError(f"batch {index} at iteration {iteration}")
-        image, mask, context = (item.to(device) for item in (batch.image, batch.mask, batch.context))
+        image, mask, context = (item.to(device) for item in batch)
         generator = seeded(loop.seed, iteration)
         clean = model.autoencoder.encode(image)
         noise = torch.randn(clean.shape, generator=generator).to(device)

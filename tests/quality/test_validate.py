@@ -115,9 +115,24 @@ def test_images_of_a_mask_with_foreign_classes_are_refused(phantoms: Path, tmp_p
     (copy / "labels.json").write_text(json.dumps({"names": ["background", "liver"]}))
     done = run("validate", "--data", copy, "--out", tmp_path / "out")
     assert done.returncode == 2 and "liver" in done.stderr
-    mask = next((phantoms / "masks").iterdir())
-    write_png(tmp_path / "big.png", np.zeros((8, 8), np.uint8))
-    assert mask.is_file()
+
+
+def test_an_image_and_a_mask_of_different_sizes_are_refused(phantoms: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(phantoms, tmp_path / "phantoms"))
+    write_png(next((copy / "masks").iterdir()), np.zeros((64, 64), np.uint8))
+    done = run("validate", "--data", copy, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "export both at one size" in done.stderr
+
+
+def test_few_groups_give_figures_without_intervals_and_no_judgement(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "few", count=100, seed=5)
+    done = run("validate", "--data", tmp_path / "few", "--out", tmp_path / "out", "--gates-only", "--images", 20)
+    assert done.returncode == 1, done.stderr
+    record = Record.read(tmp_path / "out" / "report.json")
+    assert [gate.passed for gate in record.gates] == [None]
+    assert "held-out groups" in record.gates[0].reason
+    figures = record.subjects[1].figures
+    assert figures["dice"].low is None and "no interval" in figures["dice"].note
 
 
 def test_altered_evaluators_are_refused(phantoms: Path, tmp_path: Path) -> None:
