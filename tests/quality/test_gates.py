@@ -66,3 +66,10 @@ def test_a_figure_that_was_not_measured_is_no_pass() -> None:
     found = judge(subject(values), subject(TEACHER, "teacher"), subject(REAL, "control"))
     dice = next(gate for gate in found if gate.name == "dice")
     assert dice.passed is None and dice.reason == "not measured"
+
+
+def test_a_teacher_that_is_always_told_apart_is_no_yardstick() -> None:
+    teacher = subject({**TEACHER, "two_sample_features": 0.97}, "teacher")
+    found = judge(subject({**TEACHER, "two_sample_features": 0.99}), teacher, subject(REAL, "control"))
+    gate = next(gate for gate in found if gate.name == "two_sample_features")
+    assert gate.passed is None and "told apart" in gate.reason
