@@ -41,11 +41,11 @@ demo: $(DEMO_ENV)/.ready
 
 test: $(DEV_ENV)/.ready
 	@echo "== tests"
-	@$(DEV_ENV)/bin/python -m pytest -m "not slow"
+	@$(DEV_ENV)/bin/python -m pytest -m "not slow" -n auto
 
 test-slow: $(DEV_ENV)/.ready
 	@echo "== slow tests"
-	@$(DEV_ENV)/bin/python -m pytest -m slow
+	@$(DEV_ENV)/bin/python -m pytest -m slow -n auto
 
 lint: $(DEV_ENV)/.ready
 	@echo "== ruff, mypy"
