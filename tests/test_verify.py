@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from csg_edge.bundle import MANIFEST_NAME, Bundle, Tolerance, read_bundle, read_manifest, write_manifest
 from csg_edge.phantom import make_phantom
-from csg_edge.verify import Difference, error_statistics, verify_engine, within
+from csg_edge.verify import Difference, error_statistics, verify_bundle, verify_engine, within
 from csg_edge.verify import structural_similarity as our_similarity
 
 
@@ -104,3 +104,14 @@ def test_an_absent_device_is_not_run(one_engine: Bundle, target: str) -> None:
     result = verify_engine(one_engine, replace(one_engine.manifest.engines[0], target=target))
     assert (result.status, result.worst) == ("not run", None)
     assert result.reason
+
+
+def test_an_engine_built_by_another_version_is_not_run_and_the_rebuild_command_is_named(bundle_copy: Path) -> None:
+    manifest = read_bundle(bundle_copy).manifest
+    first = replace(manifest.engines[0], built_with="openvino 2020.1")
+    assert first.target.startswith("openvino:CPU")
+    write_manifest(bundle_copy, replace(manifest, engines=(first,)))
+    result = verify_bundle(read_bundle(bundle_copy))[0]
+    assert result.status == "not run"
+    assert "built with openvino 2020.1" in result.reason
+    assert f"csg-edge build BUNDLE --target {first.target}" in result.reason
