@@ -25,6 +25,7 @@ from csg_edge.quality.style import ContextSimilarity, context_similarity
 from csg_edge.quality.two_sample import TwoSampleTest, feature_test, pixel_test
 
 SPLITS = 8  # halvings of the real groups behind the control
+STAGES = 5  # how often `measure_generated` says what it does next
 
 Note = Callable[[str], None]
 

@@ -34,7 +34,7 @@ from csg_edge.quality.cases import (
 )
 from csg_edge.quality.evaluators import LIMITS, SHIPPED, load_evaluators
 from csg_edge.quality.gates import judge
-from csg_edge.quality.measure import Measured, Yardstick, measure_control, measure_generated
+from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
 from csg_edge.quality.record import FORMAT, Gate, Record, Subject
 from csg_edge.quality.samples import Samples
 
@@ -66,7 +66,7 @@ class Settings:
 
 @dataclass
 class Clock:
-    """Seconds per stage, and the line that says which stage runs."""
+    """Seconds per stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ def validate(settings: Settings, out: Path) -> Validation:
         yardstick = Yardstick.prepare(real, evaluators, seed=settings.seed)
     pixels = not settings.gates_only
     with clock.stage("control"):
-        control = measure_control(yardstick, pixels=pixels, note=_note("control"))
+        control = measure_control(yardstick, pixels=pixels, note=_note("control", 1))
     measured = [control]
     if settings.teacher:
         measured.append(_measure_teacher(settings, settings.teacher, cases, yardstick, clock=clock, out=out))
@@ -178,7 +178,9 @@ def _measure_teacher(
         )
     with clock.stage("teacher figures"):
         pixels = not settings.gates_only
-        return measure_generated("teacher", "teacher", made, cases, yardstick, pixels=pixels, note=_note("teacher"))
+        return measure_generated(
+            "teacher", "teacher", made, cases, yardstick, pixels=pixels, note=_note("teacher", STAGES)
+        )
 
 
 def _measure_engine(
@@ -193,7 +195,7 @@ def _measure_engine(
             made = _kept(out / "images" / f"{key}.npy", cases, lambda: make_with_engine(generator, cases, label=label))
     with clock.stage(f"figures of {label}"):
         return measure_generated(
-            label, "engine", made, cases, yardstick, pixels=not settings.gates_only, note=_note(label)
+            label, "engine", made, cases, yardstick, pixels=not settings.gates_only, note=_note(label, STAGES)
         )
 
 
@@ -257,8 +259,8 @@ def _usefulness(settings: Settings, engine: tuple[str, int], real: RealData, tab
     return subjects
 
 
-def _note(label: str) -> Callable[[str], None]:
-    progress = Progress(label, 6, unit="stages")
+def _note(label: str, stages: int) -> Callable[[str], None]:
+    progress = Progress(label, stages, unit="stages")
     return lambda stage: progress.advance(note=stage)
 
 
