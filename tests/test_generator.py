@@ -323,12 +323,12 @@ class TestChoice:
             assert generator.engine.target == "torch:CPU:fp32"
             assert "the portable graph, golden case passed just now" in str(generator.choice)
 
-    def test_an_engine_built_by_another_version_is_to_be_built_again(
-        self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("csg_edge.selection.built_with", lambda engine: f"{engine.target.split(':')[0]} 0.1")
+    def test_an_engine_built_by_another_version_is_to_be_built_again(self, bundle_copy: Path, tmp_path: Path) -> None:
+        manifest = read_bundle(bundle_copy).manifest
+        engines = tuple(replace(engine, built_with=f"{engine.target.split(':')[0]} 0.1") for engine in manifest.engines)
+        write_manifest(bundle_copy, replace(manifest, engines=engines))
         with pytest.raises(RuntimeUnavailableError, match=r"built with openvino 0\.1.*csg-edge build BUNDLE --target"):
-            self.choose(shipped, tmp_path)
+            self.choose(bundle_copy, tmp_path)
 
     @pytest.mark.parametrize(
         "options",
