@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 FULL_IMAGES = 500
 GATE_IMAGES = 126
+WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"  # of a teacher folder
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def validate(settings: Settings, out: Path) -> Validation:
         real = read_real(settings.data, bundle.manifest.schema, size=height, split=settings.split)
         cases = plan_cases(real.held_out, count=settings.images, seed=settings.seed)
         borrowed = _borrow(settings.reference, cases) if settings.reference else None
-        for target, steps in engines:  # refuse early what cannot run
+        # What cannot be read or run is refused before the minutes that follow.
+        key = _digest(settings.teacher / WEIGHTS, settings.guidance) if settings.teacher else ""
+        for target, steps in engines:
             _open(settings.bundle, target, steps).close()
     with clock.stage("describing real images"):
         yardstick = Yardstick.prepare(real, evaluators, seed=settings.seed)
@@ -118,7 +121,7 @@ def validate(settings: Settings, out: Path) -> Validation:
         control = measure_control(yardstick, pixels=pixels, note=_note("control", 1))
     measured = [control]
     if settings.teacher:
-        measured.append(_measure_teacher(settings, settings.teacher, cases, yardstick, clock=clock, out=out))
+        measured.append(_measure_teacher(settings, settings.teacher, key, cases, yardstick, clock=clock, out=out))
     teacher = measured[-1].subject if settings.teacher else borrowed
     gates: list[Gate] = []
     for target, steps in engines:
@@ -167,9 +170,8 @@ def write_study(settings: Settings, count: int, out: Path) -> Study:
 
 
 def _measure_teacher(
-    settings: Settings, folder: Path, cases: Cases, yardstick: Yardstick, *, clock: Clock, out: Path
+    settings: Settings, folder: Path, key: str, cases: Cases, yardstick: Yardstick, *, clock: Clock, out: Path
 ) -> Measured:
-    key = _digest(folder / "unet" / "diffusion_pytorch_model.safetensors", settings.guidance)
     with clock.stage("teacher images"):
         made = _kept(
             out / "images" / f"teacher-{key}-{fingerprint(cases)}.npy",
