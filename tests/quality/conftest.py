@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from csg_edge.datasets import read_set
-from csg_edge.errors import BundleError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.phantom import make_phantom
 from csg_edge.quality.bootstrap import split_groups
 from csg_edge.quality.descriptors import Describe, joint_features, texture_features
+from csg_edge.quality.evaluators import load_evaluators
 from csg_edge.quality.samples import Samples
 
 Pair = tuple[Samples, Samples]
@@ -70,14 +70,10 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 @pytest.fixture(scope="session", params=["filters", "encoder"])
 def describe(request: pytest.FixtureRequest) -> dict[str, Describe]:
-    """An image-only and a joint descriptor: the filter bank, and the frozen encoder once its weights are there."""
+    """An image-only and a joint descriptor: the filter bank, and the shipped encoder."""
     if request.param == "filters":
         return {"image": texture_features, "joint": partial(joint_features, classes=CLASSES)}
-    module = pytest.importorskip("csg_edge.quality.evaluators")
-    try:
-        evaluators = module.load_evaluators()
-    except BundleError as error:
-        pytest.skip(f"no encoder yet: {error}")
+    evaluators = load_evaluators()
     return {
         "image": lambda samples: evaluators.describe(samples).embedding,
         "joint": lambda samples: evaluators.describe(samples).joint,
