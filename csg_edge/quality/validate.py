@@ -37,13 +37,13 @@ from csg_edge.quality.gates import judge
 from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
 from csg_edge.quality.record import FORMAT, Gate, Record, Subject
 from csg_edge.quality.samples import Samples
+from csg_edge.training.model import WEIGHTS
 
 if TYPE_CHECKING:
     from csg_edge.quality.turing import Study
 
 FULL_IMAGES = 500
 GATE_IMAGES = 126
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"  # of a teacher folder
 
 
 @dataclass(frozen=True)
