@@ -13,6 +13,7 @@ import click
 
 from csg_edge import __version__
 from csg_edge.cli_build import build, need
+from csg_edge.cli_train import distill, export, train
 from csg_edge.errors import CsgEdgeError
 from csg_edge.quality.commands import fit_evaluators, validate
 
@@ -63,20 +64,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 seed_option = click.option(
     "--seed", default=0, show_default=True, help="First seed; the same seed gives the same result."
 )
-data_option = click.option(
-    "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
-)
 out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
-precision_option = click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of training.",
-)
-device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
-)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -259,121 +247,7 @@ def phantom(out: Path, count: int, seed: int, size: int, as_json: bool) -> None:
         click.echo(f"{count} phantoms in {out}: images, masks, contexts, labels.json, manifest.csv")
 
 
-@main.command()
-@data_option
-@out_option
-@click.option("--iterations", default=3000, show_default=True, help="May be raised when resuming.")
-@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
-@click.option("--learning-rate", default=4e-4, show_default=True, help="Step size of the optimiser.")
-@seed_option
-@device_option
-@precision_option
-def train(
-    data: tuple[Path, ...],
-    out: Path,
-    iterations: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
-    device: str,
-    precision: str,
-) -> None:
-    """Train a teacher; run the same command again to resume. Writes OUT/teacher."""
-    _need_training()
-    from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.loop import LoopConfig
-    from csg_edge.training.teacher import TeacherConfig
-    from csg_edge.training.teacher import train as train_teacher
-
-    where = choose_device(device)
-    loop = LoopConfig(
-        iterations=iterations,
-        batch=batch,
-        learning_rate=learning_rate,
-        seed=seed,
-        precision=choose_precision(precision, where),
-    )
-    finished = train_teacher(TeacherConfig(data), loop, out=out, device=where)
-    click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
-
-
-@main.command()
-@click.argument("teacher", type=FOLDER)
-@data_option
-@out_option
-@click.option(
-    "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay in OUT."
-)
-@click.option("--guidance", default=1.0, show_default=True, help="Classifier-free guidance baked into the student.")
-@click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
-@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
-@click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
-@seed_option
-@device_option
-@precision_option
-def distill(
-    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, iterations: int, batch: int,
-    learning_rate: float, seed: int, device: str, precision: str,
-) -> None:  # fmt: skip
-    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student."""
-    _need_training()
-    from csg_edge.training import distil
-    from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.loop import LoopConfig
-    from csg_edge.training.model import CsgModel
-
-    where = choose_device(device)
-    arithmetic = choose_precision(precision, where)
-    model = CsgModel.load(teacher)
-    config = distil.DistilConfig(data, trajectories, guidance, seed)
-    folder = out / "trajectories"
-    finished = distil.make_trajectories(model, config, folder, device=where, precision=arithmetic)
-    if finished:
-        loop = LoopConfig(
-            iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic
-        )
-        finished = distil.distil(model, distil.Trajectories(folder, trajectories), loop, out=out, device=where)
-    click.echo(
-        f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
-    )
-
-
-@main.command()
-@click.argument("student", type=FOLDER)
-@out_option
-@click.option("--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations, one graph each.")
-@click.option(
-    "--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given."
-)
-@click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
-@click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
-@click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
-def export(
-    student: Path, out: Path, steps: str, size: int | None, name: str | None, card: Path | None, licence: Path | None
-) -> None:
-    """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
-    _need_training()
-    from csg_edge.export.assemble import export_bundle, parse_steps
-    from csg_edge.training.model import CsgModel
-
-    documents = {"MODEL_CARD.md": card, "LICENSE": licence}
-    model = CsgModel.load(student)
-    model.image_size = size or model.image_size
-    manifest = export_bundle(
-        model,
-        out,
-        steps=parse_steps(steps),
-        name=name or out.resolve().name,
-        documents={document: path for document, path in documents.items() if path is not None},
-    )
-    total = sum(entry.size for entry in manifest.files.values())
-    click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {total / 1e6:.1f} MB")
-    for reason in manifest.export["left_out"]:
-        click.echo(f"left out  {reason}")
-
-
-def _need_training() -> None:
-    need("torch", "safetensors", "onnx", "onnxscript", extra="train,export")
-
-
+main.add_command(train)
+main.add_command(distill)
+main.add_command(export)
 main.add_command(build)
