@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from csg_edge.labels import LabelSchema
 from csg_edge.training.networks import NO_MASK
 
 Image = NDArray[np.uint8]
+LOOK_ALIKES = 8
+"""Images of other groups among which a context is drawn."""
+
 Maps = tuple[NDArray[np.float32], NDArray[np.float32]]  # x and y of each pixel, in pixels
 
 
@@ -47,7 +51,7 @@ class Look:
         if random.random() < 0.3:
             return cls(1.0, 1.0, 0.0)
         return cls(
-            float(np.exp(random.normal(0.0, 0.2))), float(np.exp(random.normal(0.0, 0.15))), random.normal(0.0, 0.2)
+            float(np.exp(random.normal(0.0, 0.25))), float(np.exp(random.normal(0.0, 0.2))), random.normal(0.0, 0.25)
         )
 
     def apply(self, image: Image) -> Image:
@@ -82,6 +86,34 @@ def warp(image: Image, maps: Maps, *, labels: bool = False) -> Image:
     )
 
 
+def appearance(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, H, W) images -> (N, D) how they look: mean and deviation of grey and of fine bands in four depths.
+
+    Standardised over the images. What lies where hardly shows in it.
+    """
+    rows = []
+    for image in images:
+        grey = image.astype(np.float32) / 255.0
+        blurred = [grey, *(cv2.GaussianBlur(grey, (0, 0), width) for width in (1.0, 2.0, 4.0))]
+        bands = [grey, *(fine - coarse for fine, coarse in pairwise(blurred))]
+        parts = [part for band in bands for part in np.array_split(band, 4)]
+        rows.append([grey.mean(), grey.std()] + [np.log(part.std() + 1e-3) for part in parts])
+        rows[-1] += [part.mean() for part in np.array_split(grey, 4)]
+    found = np.array(rows, np.float32)
+    return (found - found.mean(axis=0)) / (found.std(axis=0) + 1e-6)
+
+
+def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]:
+    """(N, count) for every image the ones of other groups that look most like it, best first."""
+    found = appearance(data.images)
+    squares = np.square(found).sum(axis=1)
+    distance = squares[:, None] + squares[None, :] - 2.0 * found @ found.T
+    codes = np.unique(data.groups, return_inverse=True)[1]
+    distance[codes[:, None] == codes[None, :]] = np.inf
+    count = min(count, int((codes != np.bincount(codes).argmax()).sum()))
+    return np.argsort(distance, axis=1)[:, :count]
+
+
 class BatchSource:
     """Draws batches from several labelled sets; `weights` is each set's share of the draws."""
 
@@ -97,6 +129,7 @@ class BatchSource:
         # Between uniform over groups (rare groups seen too often) and over images (long cine clips dominate).
         self.group_shares = [np.sqrt([len(group) for group in groups]) for groups in self.groups]
         self.group_shares = [share / share.sum() for share in self.group_shares]
+        self.look_alikes = [look_alikes(item) for item in sets]
 
     def draw(self, index: int) -> Batch:
         """The batch of one iteration."""
@@ -129,12 +162,11 @@ class BatchSource:
         image = look.apply(warp(data.images[index], maps))
         mask = warp(data.masks[index], maps, labels=True)
 
-        # Half of the contexts show the image's own look at another geometry, half come from another group of the set:
-        # the first makes the context worth reading, the second is what happens in use.
+        # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
+        # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
         source = index
         if random.random() < 0.5:
-            other = (group + 1 + random.integers(len(groups) - 1)) % len(groups)
-            source = int(random.choice(groups[other]))
+            source = int(random.choice(self.look_alikes[which][index]))
         context = look.apply(warp(data.images[source], draw_warp(shape, random, strength=2.5)))
 
         if random.random() < self.dropout:
