@@ -202,7 +202,7 @@ class TestCommand:
 
 class TestContexts:
     def test_look_alikes_are_of_other_groups_and_look_alike(self) -> None:
-        """Three looks (dark, bright, blurred), eight groups each: a context must be of another group and the same look."""
+        """Three looks (dark, bright, blurred), eight groups: a context is of another group and the same look."""
         random = np.random.default_rng(0)
         speckle = random.rayleigh(40.0, (24, 64, 64)).clip(0, 255)
         looks = np.arange(24) % 3
