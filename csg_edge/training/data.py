@@ -62,25 +62,54 @@ class Look:
 
 
 def draw_warp(shape: tuple[int, int], random: np.random.Generator, *, strength: float) -> Maps:
-    """Sampling maps for flip, zoom, shift, tilt and a smooth elastic field. Never upside down: depth has a meaning."""
-    height, width = shape
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    x, y = columns / width - 0.5, rows / height - 0.5
+    """Sampling maps of another geometry: flip, zoom, shift, tilt and a smooth elastic field.
+
+    Never upside down: depth has a meaning.
+    """
+    x, y = _grid(shape)
     if random.random() < 0.5:
         x = -x
     zoom = np.exp(random.uniform(-0.15, 0.05) * strength)
     tilt = np.deg2rad(random.uniform(-4.0, 4.0)) * strength
     shift_x, shift_y = random.uniform(-0.06, 0.06, 2) * strength
-    coarse = random.normal(0.0, 0.006 * strength, (2, 5, 5)).astype(np.float32)
-    elastic = [cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC) for field in coarse]
+    elastic = _elastic(shape, random, 0.006 * strength)
     warped_x = zoom * (x * np.cos(tilt) - y * np.sin(tilt)) + shift_x + elastic[0]
     warped_y = zoom * (x * np.sin(tilt) + y * np.cos(tilt)) + shift_y + elastic[1]
-    return ((warped_x + 0.5) * width).astype(np.float32), ((warped_y + 0.5) * height).astype(np.float32)
+    return _pixels(warped_x, warped_y)
+
+
+def draw_bend(shape: tuple[int, int], random: np.random.Generator) -> Maps:
+    """Sampling maps of a mild elastic field that vanishes at the borders.
+
+    What is made should look like the images as they are: skin at the top, the scanner's dark frame at the sides. Zoomed
+    and shifted training images taught the network to leave both out.
+    """
+    x, y = _grid(shape)
+    inside = np.cos(np.pi * x) * np.cos(np.pi * y)
+    elastic = _elastic(shape, random, 0.01)
+    return _pixels(x + inside * elastic[0], y + inside * elastic[1])
+
+
+def _grid(shape: tuple[int, int]) -> Maps:
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
+    return (columns + 0.5) / shape[1] - 0.5, (rows + 0.5) / shape[0] - 0.5
+
+
+def _elastic(shape: tuple[int, int], random: np.random.Generator, strength: float) -> list[NDArray[np.float32]]:
+    coarse = random.normal(0.0, strength, (2, 5, 5)).astype(np.float32)
+    size = (shape[1], shape[0])
+    return [np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_CUBIC), np.float32) for field in coarse]
+
+
+def _pixels(x: NDArray[np.float32], y: NDArray[np.float32]) -> Maps:
+    height, width = x.shape
+    return ((x + 0.5) * width - 0.5).astype(np.float32), ((y + 0.5) * height - 0.5).astype(np.float32)
 
 
 def warp(image: Image, maps: Maps, *, labels: bool = False) -> Image:
-    """Sample an image, or with `labels` a mask (nearest neighbour), through maps of `draw_warp`."""
-    interpolation = cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR
+    """Sample an image, or with `labels` a mask (nearest neighbour), through maps."""
+    # Lanczos: linear interpolation takes the finest speckle away, and the network learns that.
+    interpolation = cv2.INTER_NEAREST if labels else cv2.INTER_LANCZOS4
     return np.asarray(
         cv2.remap(image, *maps, interpolation=interpolation, borderMode=cv2.BORDER_REFLECT_101), dtype=np.uint8
     )
@@ -158,17 +187,21 @@ class BatchSource:
         shape = data.images.shape[1:]
         look = Look.draw(random)
 
-        maps = draw_warp(shape, random, strength=1.0)
-        image = look.apply(warp(data.images[index], maps))
-        mask = warp(data.masks[index], maps, labels=True)
+        image, mask = data.images[index], data.masks[index]
+        if random.random() < 0.5:  # the other half keeps every pixel
+            maps = draw_bend(shape, random)
+            image, mask = warp(image, maps), warp(mask, maps, labels=True)
+        if random.random() < 0.5:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        image = look.apply(image)
 
         # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
         # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
-        source = index
         if random.random() < 0.5:
-            source = int(random.choice(self.look_alikes[which][index]))
-        context = look.apply(warp(data.images[source], draw_warp(shape, random, strength=2.5)))
-
+            context = data.images[int(random.choice(self.look_alikes[which][index]))]
+        else:
+            context = warp(data.images[index], draw_warp(shape, random, strength=2.5))
+        context = look.apply(context)
         if random.random() < self.dropout:
             mask = np.full_like(mask, NO_MASK)
         if random.random() < self.dropout:
