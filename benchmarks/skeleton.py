@@ -114,7 +114,7 @@ def teacher_images(folder: Path, cases: list[Case]) -> list[Image]:
     import torch
 
     from csg_edge.training.model import CsgModel
-    from csg_edge.training.process import TEACHER_TIMESTEPS, heun
+    from csg_edge.training.process import TEACHER_STEPS, multistep, teacher_timesteps
 
     teacher = CsgModel.load(folder).eval()
     progress = Progress("teacher", len(cases), unit="images")
@@ -127,7 +127,9 @@ def teacher_images(folder: Path, cases: list[Case]) -> list[Image]:
         noise = torch.from_numpy(np.stack([noise_for(start + i, shape) for i in range(len(batch))]))
         with torch.no_grad():
             velocity = teacher.guided_velocity(mask, context, guidance=2.0)
-            images += list(teacher.autoencoder.decode(heun(velocity, noise, TEACHER_TIMESTEPS)[-1]).numpy())
+            images += list(
+                teacher.autoencoder.decode(multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))).numpy()
+            )
         progress.advance(len(batch))
     return images
 

@@ -116,12 +116,12 @@ def make_with_engine(generator: Generator, cases: Cases, *, label: str) -> Sampl
 
 
 def make_with_teacher(folder: Path, cases: Cases, *, guidance: float) -> Samples:
-    """The teacher's images of the same cases from the same noise, by Heun's method with eleven evaluations."""
+    """The teacher's images of the same cases from the same noise, with eleven evaluations."""
     import torch
 
     from csg_edge.training.device import autocast, choose_precision
     from csg_edge.training.model import CsgModel
-    from csg_edge.training.process import TEACHER_TIMESTEPS, heun
+    from csg_edge.training.process import TEACHER_STEPS, multistep, teacher_timesteps
 
     precision = choose_precision("auto", torch.device("cpu"))
     # Torch's stubs do not know that a module takes a memory format.
@@ -134,7 +134,7 @@ def make_with_teacher(folder: Path, cases: Cases, *, guidance: float) -> Samples
         noise = np.stack([noise_for(seed, teacher.latent_shape(1)[1:]) for seed in cases.seeds[batch]])
         with torch.inference_mode(), autocast(torch.device("cpu"), precision):
             velocity = teacher.guided_velocity(mask, context, guidance=guidance)
-            clean = heun(velocity, torch.from_numpy(noise), TEACHER_TIMESTEPS)[-1]
+            clean = multistep(velocity, torch.from_numpy(noise), teacher_timesteps(TEACHER_STEPS))
             images.append(teacher.autoencoder.decode(clean.float()).numpy())
         progress.advance(len(images[-1]))
     return _made(np.concatenate(images), cases)

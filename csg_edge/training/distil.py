@@ -1,6 +1,6 @@
 """Distillation by offline trajectory regression.
 
-The teacher is integrated from fresh noise with Heun; the student learns to jump from the noise to the clean end of the
+The teacher is integrated from fresh noise; the student learns to jump from the noise to the clean end of the
 same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models, Song et al., arXiv
 2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). Later steps are learned
 where a few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's
@@ -27,7 +27,7 @@ from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start, stop_requested
 from csg_edge.training.model import CsgModel, read_json, write_json
-from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_TIMESTEPS, heun, mix
+from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_STEPS, mix, multistep, teacher_timesteps
 
 INNER_TIMESTEPS = STUDENT_TIMESTEPS[4][1:-1]
 """Where later steps begin; those of 2 steps are among them."""
@@ -73,7 +73,7 @@ def make_trajectories(
             )  # as it will be stored: the student must start where the teacher did
             with torch.no_grad(), autocast(device, precision):
                 velocity = teacher.guided_velocity(mask, context, guidance=config.guidance)
-                clean = heun(velocity, noise, TEACHER_TIMESTEPS)[-1]
+                clean = multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))
             if not torch.isfinite(clean).all():
                 raise TrainingError(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"

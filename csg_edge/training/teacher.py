@@ -23,7 +23,7 @@ from csg_edge.training.device import autocast, seeded
 from csg_edge.training.loop import LoopConfig, TrainingState, fit, load_checkpoint, start, write_whole
 from csg_edge.training.model import CsgModel, read_json, write_json
 from csg_edge.training.networks import CsgUNet, NetworkConfig
-from csg_edge.training.process import TEACHER_TIMESTEPS, heun, mix, training_timesteps
+from csg_edge.training.process import TEACHER_STEPS, mix, multistep, teacher_timesteps, training_timesteps
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
 SHEET_ROWS = 8
@@ -132,7 +132,8 @@ class SampleSheets:
             noise = torch.from_numpy(noise_for(number, model.latent_shape(1)[1:]))[None].to(device)
             conditions = (torch.from_numpy(item)[None].to(device) for item in (mask, context))
             with torch.inference_mode(), autocast(device, self.precision):
-                clean = heun(model.guided_velocity(*conditions, guidance=1.0), noise, TEACHER_TIMESTEPS)[-1]
+                velocity = model.guided_velocity(*conditions, guidance=1.0)
+                clean = multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))
                 made.append(model.autoencoder.decode(clean.float())[0].cpu().numpy())
         rows = [(mask, context, image) for (mask, context), image in zip(self.rows, made, strict=True)]
         self.folder.mkdir(parents=True, exist_ok=True)
