@@ -96,7 +96,7 @@ def _open(path: Path, *, pixels: bool = True) -> Any:
 
 def _decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
     """(H, W) or (H, W, 3) stored values and the photometric interpretation they have after decoding."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
@@ -105,7 +105,7 @@ def _decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], 
         raise InputError(f"{path}: no frame {frame}; it has {frames}")
     if "PixelData" not in dataset:
         raise InputError(f"{path}: no pixel data; give a DICOM image")
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    syntax: Any = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     try:
         decoder = get_decoder(syntax)
     except (NotImplementedError, TypeError, AttributeError, ValueError):
@@ -149,7 +149,7 @@ def _region(dataset: Any, path: Path) -> Region | None:
 
 
 def _grey(dataset: Any, pixels: NDArray[Any], photometric: str, path: Path) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 
     if photometric == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)

@@ -1,7 +1,7 @@
 """How labelled sets lie in folders: which image goes with which mask, group and split.
 
-Three layouts: `manifest.csv` beside images/ and masks/ (ours, and two public sets), nnU-Net v2 raw (`dataset.json`), and
-a plain folder of images/ and masks/ or labels/. Finding out reads file names and tables; pixels are read one by one.
+Three layouts: `manifest.csv` beside images/ and masks/ (ours, and two public sets), nnU-Net v2 raw (`dataset.json`),
+and a plain folder of images/ and masks/ or labels/. Finding out reads names and tables; pixels are read one by one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def open_folder(directory: Path) -> FolderSet:
 
 
 def split_of(groups: Iterable[str]) -> dict[str, str]:
-    """"train" or "val" for each group, by the hash of its name, so that adding images moves no other group.
+    """Put each group into "train" or "val" by the hash of its name, so that adding images moves no other group.
 
     A share of VAL_SHARE goes to "val". Of two groups or more, each split gets one: if the hashes leave one empty, the
     nearest group fills it (and may go back when a group with a better claim is added).
@@ -177,7 +177,7 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
         raise InputError(f"{path}: an ignore label; relabel those pixels as background, which means unlabelled")
     numbers = [number for number in labels.values() if type(number) is int]
     if sorted(numbers) != list(range(len(labels))):
-        raise InputError(f'{path}: labels must number the classes 0, 1, 2, ... (as in {{"background": 0, "muscle": 1}})')
+        raise InputError(f'{path}: labels must number the classes 0, 1, ..., as {{"background": 0, "muscle": 1}} does')
     classes = _schema(sorted(labels, key=labels.__getitem__), path)
 
     files = _list_files(directory / "imagesTr", suffixes=(ending.lower(),))

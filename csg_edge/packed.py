@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def pack(sets: Sequence[PackedSet]) -> bytes:
             }
         )
     # One key: safetensors writes several in no fixed order.
-    return save(tensors, metadata={KEY: json.dumps({"format": FORMAT, "sets": about}, sort_keys=True)})
+    return save(tensors, metadata={KEY: json.dumps({"format": FORMAT, "sets": about})})
 
 
 def write_packed(path: Path, data: bytes) -> None:
@@ -151,6 +152,6 @@ def _read(path: Path, name: str | None = None) -> tuple[list[dict[str, Any]], di
 
 def _cut(data: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, ...]:
     bounds = [0, *ends.tolist()]
-    if any(start > end for start, end in zip(bounds, bounds[1:], strict=False)) or bounds[-1] != data.size:
+    if any(start > end for start, end in pairwise(bounds)) or bounds[-1] != data.size:
         raise ValueError("offsets do not fit the data")
-    return tuple(data[start:end].tobytes() for start, end in zip(bounds, bounds[1:], strict=False))
+    return tuple(data[start:end].tobytes() for start, end in pairwise(bounds))
