@@ -52,14 +52,13 @@ def read_mask(path: Path, schema: LabelSchema) -> NDArray[np.uint8]:
         raise InputError(f"{path}: masks need a lossless format; save it as PNG or TIFF")
     data = _read(path)
     array = decode_image(data, path)
-    if array.ndim == 3:  # OpenCV turns indexed colours into colours
+    if array.ndim == 3 or data.startswith(b"BM"):  # OpenCV gives the colours, or in BMP greys, of indexed colours
         indices = _palette_indices(data)
-        if indices is not None:
-            array = indices
-        elif array.shape[2] == 3 and not _is_coloured(array):
-            array = np.ascontiguousarray(array[..., 0])
-        else:
+        array = array if indices is None else indices
+    if array.ndim == 3:
+        if array.shape[2] != 3 or _is_coloured(array):
             raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
+        array = np.ascontiguousarray(array[..., 0])
     if array.dtype == np.uint16 and array.max() <= 255:
         array = array.astype(np.uint8)
     if array.dtype != np.uint8:
