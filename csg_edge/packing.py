@@ -42,7 +42,7 @@ def pack_sets(
     if len(data) > limit:
         raise InputError(
             f"--out {out}: {sum(len(item.examples) for item in packed)} images take {len(data) / 1e6:.1f} MB, "
-            f"more than --limit-mb {limit / 1e6:g}; {_remedy(packed, limit)}"
+            f"more than --limit-mb {limit / 1e6:g}; {_remedy(packed, limit, len(data))}"
         )
     write_packed(out, data)
     return {
@@ -101,10 +101,11 @@ def _pack_set(source: FolderSet, out: Path, *, size: int) -> PackedSet:
     return PackedSet(out / source.name, source.classes, size, source.examples, tuple(images), tuple(masks), card)
 
 
-def _remedy(packed: Sequence[PackedSet], limit: int) -> str:
+def _remedy(packed: Sequence[PackedSet], limit: int, total: int) -> str:
+    rest = total - sum(_bytes_of(item, len(item.examples)) for item in packed)  # names and cards
     most = max(len(item.examples) for item in packed)
     for at_most in range((most - 1) // STEP * STEP, 0, -STEP):
-        if sum(_bytes_of(item, at_most) for item in packed) <= 0.99 * limit:  # the rest is for names and the card
+        if sum(_bytes_of(item, at_most) for item in packed) <= limit - rest:
             return f"give --at-most {at_most} (images of each set), a smaller --size or a higher limit"
     return "give a smaller --size, fewer sets or a higher limit"
 
