@@ -87,8 +87,8 @@ def _open(path: Path, *, pixels: bool = True) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd values are common in the field; what matters is checked here
             dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror}); check the path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error}); check the path") from None
     except Exception:  # a damaged file makes the parser fail anywhere
         raise InputError(f"{path}: not a readable DICOM file; export it again") from None
     return dataset

@@ -141,6 +141,8 @@ def _read_manifest_set(directory: Path) -> FolderSet:
     images = _list_images(directory / "images")
     masks = _list_files(directory / (public.masks if public else "masks"))
     rows = [row for row in rows if row[key] in masks]
+    if not rows:
+        raise InputError(f"{directory / MANIFEST}: no row has a mask; names are those of the files without suffix")
     for row in rows:
         if row[key] not in images:
             raise InputError(f"{directory / 'images'}: no image {row[key]}, which {MANIFEST} names; put it there")
@@ -242,7 +244,7 @@ def _read_groups(path: Path, images: dict[str, Source], *, layout: str) -> dict[
     table = {row["name"]: row["group"] for row in rows}
     without = sorted(name for name in images if not (table.get(name) or table.get(clips[name])))
     if without:
-        raise InputError(f"{path}: no group for {_count(without)}; add rows")
+        raise InputError(f"{path}: no group for {_count(without)}; add rows, with names without suffix")
     return {name: table.get(name) or table[clips[name]] for name in images}
 
 
@@ -285,7 +287,7 @@ def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
 
 def _read_classes(path: Path) -> LabelSchema:
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["names"]
+        names = json.loads(path.read_text(encoding="utf-8-sig"))["names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
@@ -302,14 +304,14 @@ def _schema(names: list[str], path: Path) -> LabelSchema:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         raise InputError(f"{path}: not readable as JSON; write it as nnU-Net v2 asks") from None
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
+        with path.open(newline="", encoding="utf-8-sig") as file:  # with the byte-order mark of spreadsheets
             return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not readable as a table; save it as CSV, UTF-8, with a header") from None

@@ -214,7 +214,7 @@ BAD_PLAIN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "image without group": (
         lambda f: (f / "groups.csv").write_text("name,group\ncase0,a\ncase1,b\ncase2,\n"),
-        r"groups\.csv: no group for case2 and 3 more; add rows",
+        r"groups\.csv: no group for case2 and 3 more; add rows, with names without suffix",
     ),
     "groups without header": (
         lambda f: (f / "groups.csv").write_text("case0,a\ncase1,b\n"),
@@ -239,6 +239,10 @@ BAD_PLAIN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "group in two splits": (
         lambda f: (f / "manifest.csv").write_text("name,group,split\ncase0,a,train\ncase1,a,val\n"),
         r"mine: group a is in splits train and val; put all images of a group into one split",
+    ),
+    "names with suffix": (
+        lambda f: (f / "manifest.csv").write_text("name,group,split\ncase0.png,a,train\ncase1.png,b,val\n"),
+        r"manifest\.csv: no row has a mask; names are those of the files without suffix",
     ),
     "row without image": (
         lambda f: [
