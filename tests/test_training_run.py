@@ -112,12 +112,34 @@ class TestCommand:
         out = tmp_path / "out"
         assert not train("--config", run_file, "--out", out, "--iterations", 20)
         assert CsgModel.load(out / "teacher").role == "teacher"
+        (card,) = json.loads((out / "teacher" / "data_card.json").read_text())["sets"]
+        assert card["splits"]["train"]["images"] > 0 and "val" not in card["splits"]
+        assert (out / "teacher" / "data_card.md").read_text().startswith("# Data card")
         with (out / "losses.csv").open() as file:
             assert [row["iteration"] for row in csv.DictReader(file)] == ["20"]
         assert list((out / "tensorboard").iterdir())
         sheets = sorted(path.name for path in (out / "sheets").iterdir())
         assert len(sheets) == 10 and sheets[0] == "000002.jpg"
         assert cv2.imread(str(out / "sheets" / "000002.jpg")).std() > 1
+
+    def test_a_set_with_classes_of_its_own(self, tmp_path: Path) -> None:
+        """A plain folder of a lung set, TIFF: its classes become the teacher's, and it goes on from there."""
+        random = np.random.default_rng(0)
+        for index in range(6):
+            for folder, image in (
+                ("images", random.integers(0, 255, (64, 64))), ("masks", random.integers(0, 3, (64, 64)))
+            ):  # fmt: skip
+                (tmp_path / "lung" / folder).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(tmp_path / "lung" / folder / f"{index}.tif"), image.astype(np.uint8))
+        (tmp_path / "lung" / "labels.json").write_text('{"names": ["background", "pleura", "b_line"]}')
+        run = tmp_path / "lung.toml"
+        run.write_text(RUN.format(data=tmp_path / "lung", network=""))
+        assert "--schema own" in train("--config", run, "--out", tmp_path / "msk")
+        assert not train("--config", run, "--out", tmp_path / "own", "--schema", "own")
+        first = CsgModel.load(tmp_path / "own" / "teacher")
+        assert first.schema.names == ("background", "pleura", "b_line")
+        assert not train("--config", run, "--out", tmp_path / "more", "--init", tmp_path / "own" / "teacher")
+        assert CsgModel.load(tmp_path / "more" / "teacher").schema == first.schema
 
     def test_sheets_change_nothing_in_the_run(self, run_file: Path, tmp_path: Path) -> None:
         for name, every in (("with", 2), ("without", 0)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csg_edge.datasets import LabelledSet, find_sets, read_set, splits_of
+from csg_edge.datacard import card_markdown, data_card
+from csg_edge.datasets import LabelledSet, find_sets, read_set, schema_of, splits_of
 from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
@@ -26,6 +28,7 @@ from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import TEACHER_STEPS, mix, multistep, teacher_timesteps, training_timesteps
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
+SCHEMAS = ("msk", "own")
 SHEET_ROWS = 8
 
 
@@ -34,6 +37,7 @@ class TeacherConfig:
     """Data and model of a teacher; how it is optimised is in LoopConfig."""
 
     data: tuple[Path, ...]
+    schema: str = "msk"  # or "own": the classes of the sets themselves
     image_size: int = 256
     shares: tuple[tuple[str, float], ...] = ()  # how often a set is drawn, by name; 1 if not named
     dropout: float = 0.1  # of mask and of context, each
@@ -44,6 +48,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         for name, right, remedy in (
             ("image_size", self.image_size >= 32 and self.image_size % 32 == 0, "a multiple of 32"),
+            ("schema", self.schema in SCHEMAS, " or ".join(SCHEMAS)),
             ("dropout", 0.0 <= self.dropout < 1.0, "0 or more and below 1"),
             ("sheet_every", self.sheet_every >= 0, "0 or more"),
         ):
@@ -57,19 +62,19 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
     Every `sheet_every` iterations `out/sheets` gets samples of the held-out split. Raises TrainingError for shares of
     sets that are not there, or an `init` that does not fit.
     """
-    sets = read_training_sets(list(config.data), MSK_SCHEMA, split="train", size=config.image_size)
-    source = BatchSource(sets, _weights(sets, config.shares), batch=loop.batch, dropout=config.dropout, seed=loop.seed)
     earlier = CsgModel.load(config.init) if config.init else None
+    schema = earlier.schema if earlier else MSK_SCHEMA if config.schema == "msk" else schema_of(config.data)
+    sets = read_training_sets(list(config.data), schema, split="train", size=config.image_size)
+    source = BatchSource(sets, _weights(sets, config.shares), batch=loop.batch, dropout=config.dropout, seed=loop.seed)
     bands = earlier.autoencoder.config if earlier else _bands(source, out / "autoencoder.json")
 
     torch.manual_seed(loop.seed)
-    network = CsgUNet(config.network or (earlier.network.config if earlier else MSK_NETWORK))
+    shape = config.network or (earlier.network.config if earlier else MSK_NETWORK)
+    network = CsgUNet(replace(shape, classes=len(schema)))
     if earlier:
         _start_from(network, earlier, config.init)
     network = network.to(device, memory_format=torch.channels_last)
-    model = CsgModel(
-        network, BlockDct(bands).to(device), schema=MSK_SCHEMA, image_size=config.image_size, role="teacher"
-    )
+    model = CsgModel(network, BlockDct(bands).to(device), schema=schema, image_size=config.image_size, role="teacher")
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -94,6 +99,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
     finished = fit(state, loss, loop, directory=out, label="train", after=sheets.draw)
     network.load_state_dict(state.ema)
     model.save(out / "teacher")
+    _write_data_card(config, out)
     return finished
 
 
@@ -140,6 +146,16 @@ class SampleSheets:
         path = self.folder / f"{iteration:06d}.jpg"
         _, encoded = cv2.imencode(".jpg", contact_sheet(rows, model.schema))
         write_whole(path, encoded.tobytes())
+
+
+def _write_data_card(config: TeacherConfig, out: Path) -> None:
+    """What the teacher saw, beside its weights; made once, since every image is read for its hash."""
+    kept = out / "data_card.json"
+    if not kept.exists():
+        directories = [directory for root in config.data for directory in find_sets(root)]
+        write_whole(kept, (json.dumps(data_card(directories, splits=("train",)), indent=2) + "\n").encode())
+    write_whole(out / "teacher" / "data_card.json", kept.read_bytes())
+    write_whole(out / "teacher" / "data_card.md", card_markdown(read_json(kept)).encode())
 
 
 def _weights(sets: list[LabelledSet], shares: tuple[tuple[str, float], ...]) -> list[float]:
