@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from csg_edge import __version__
+from csg_edge.cli_bench import bench
 from csg_edge.cli_build import build, need
 from csg_edge.cli_data import pack
 from csg_edge.cli_train import distill, export, train
@@ -253,3 +254,4 @@ main.add_command(train)
 main.add_command(distill)
 main.add_command(export)
 main.add_command(build)
+main.add_command(bench)

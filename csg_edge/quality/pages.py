@@ -17,12 +17,12 @@ Image = NDArray[np.uint8]
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template of this package; in HTML every value is escaped unless it is `markupsafe.Markup`."""
+def render(template: str, /, *, folder: Path = TEMPLATES, **values: Any) -> str:
+    """Fill a template; in HTML every value is escaped unless it is `markupsafe.Markup`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,

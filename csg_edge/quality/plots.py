@@ -61,7 +61,7 @@ def draw_spectra(spectra: Mapping[str, tuple[Values, Values]], looks: Mapping[st
         axes.set_xlabel("spatial frequency, cycles per pixel")
         axes.set_ylabel("log power, nats")
 
-    return _figure((6.4, 3.4), "spectra", draw)
+    return draw_figure((6.4, 3.4), "spectra", draw)
 
 
 def draw_histogram(shares: Mapping[str, Values], looks: Mapping[str, Look], name: str) -> str:
@@ -80,9 +80,9 @@ def draw_histogram(shares: Mapping[str, Values], looks: Mapping[str, Look], name
         axes.set_xlim(0, 256)
         axes.set_xlabel("grey level")
         axes.set_ylabel("pixels, %")
-        axes.set_title(_plain(name), loc="left")
+        axes.set_title(plain_text(name), loc="left")
 
-    return _figure((4.2, 2.6), f"histogram {name}", draw)
+    return draw_figure((4.2, 2.6), f"histogram {name}", draw)
 
 
 def draw_boxes(values: Mapping[str, Values], looks: Mapping[str, Look], name: str) -> str:
@@ -93,24 +93,24 @@ def draw_boxes(values: Mapping[str, Values], looks: Mapping[str, Look], name: st
     def draw(axes: Axes) -> None:
         boxes = axes.boxplot(
             list(kept.values())[::-1], orientation="horizontal", whis=(5, 95), showfliers=False, widths=0.55,
-            tick_labels=[_plain(source) for source in kept][::-1],
+            tick_labels=[plain_text(source) for source in kept][::-1],
         )  # fmt: skip
         for position, source in enumerate(reversed(list(kept))):
             parts = [boxes["boxes"][position], boxes["medians"][position]]
             parts += boxes["whiskers"][2 * position : 2 * position + 2] + boxes["caps"][2 * position : 2 * position + 2]
             for part in parts:
                 part.set(color=looks[source].colour, linewidth=1.6)
-        axes.set_title(_plain(name), loc="left")
+        axes.set_title(plain_text(name), loc="left")
 
-    return _figure((5.2, 0.75 + 0.26 * len(kept)), f"boxes {name}", draw) if kept else ""
+    return draw_figure((5.2, 0.75 + 0.26 * len(kept)), f"boxes {name}", draw) if kept else ""
 
 
-def _plain(text: str) -> str:
-    # A dollar sign would start mathematics.
+def plain_text(text: str) -> str:
+    """Text as matplotlib shows it word for word: a dollar sign would start mathematics."""
     return text.replace("$", r"\$").replace("_", " ")
 
 
-def _figure(size: tuple[float, float], salt: str, draw: Callable[[Axes], None]) -> str:
+def draw_figure(size: tuple[float, float], salt: str, draw: Callable[[Axes], None]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
