@@ -24,21 +24,36 @@ STOPPED = 130
 )  # fmt: skip
 @click.option("--steps", default="1", show_default=True, help="Numbers of steps to measure, separated by commas.")
 @click.option(
-    "--scenario", "scenarios", multiple=True, help="single-stream, multi-stream or offline; may be repeated. All if not given."
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    help="single-stream, multi-stream or offline; may be repeated. All if not given.",
 )
 @click.option(
     "--mode", default="short", show_default=True,
     help="short (half a minute an engine), full (some four minutes), or a TOML file of scenarios.",
 )  # fmt: skip
-@click.option("--out", type=FOLDER, default=None, help="Folder to write: bench.html, bench.md, bench.json, raw samples.")
-@click.option("--threads", type=int, default=None, help="Threads of each engine on a CPU; the runtime's choice if not given.")
-@click.option("--quality", type=FOLDER, default=None, help="report.json of `csg-edge validate`, quoted beside the speed.")
+@click.option(
+    "--out", type=FOLDER, default=None, help="Folder to write: bench.html, bench.md, bench.json, raw samples."
+)
+@click.option(
+    "--threads", type=int, default=None, help="Threads of each engine on a CPU; the runtime's choice if not given."
+)
+@click.option(
+    "--quality", type=FOLDER, default=None, help="report.json of `csg-edge validate`, quoted beside the speed."
+)
 @click.option("--no-cold", is_flag=True, help="Leave out cold starts.")
 @click.option("--no-profile", is_flag=True, help="Leave out time per stage and operator.")
 @click.option("--no-roofline", is_flag=True, help="Leave out the machine's peaks.")
-@click.option("--self-test", is_flag=True, help="Time systems of known latency instead; exits with 1 if they are not recovered.")
 @click.option(
-    "--compare", nargs=2, type=FOLDER, default=None, help="Two bench.json: ratios of the second to the first, nothing is run."
+    "--self-test", is_flag=True, help="Time systems of known latency instead; exits with 1 if they are not recovered."
+)
+@click.option(
+    "--compare",
+    nargs=2,
+    type=FOLDER,
+    default=None,
+    help="Two bench.json: ratios of the second to the first, nothing is run.",
 )
 @click.option(
     "--fail-above", type=float, default=None,

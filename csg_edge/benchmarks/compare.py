@@ -58,12 +58,8 @@ def compare(
             verdict = "slower" if low > 1.0 else "faster" if high < 1.0 else "same"
             if fail_above is not None and ratio > fail_above and low > 1.0:
                 verdict = "REGRESSION"
-            found.append(
-                Ratio(
-                    row["label"], name, before["latency_ms"]["p50"], after["latency_ms"]["p50"], ratio, low, high,
-                    verdict,
-                )  # fmt: skip
-            )
+            times = before["latency_ms"]["p50"], after["latency_ms"]["p50"]
+            found.append(Ratio(row["label"], name, *times, ratio, low, high, verdict))
     return found
 
 
@@ -99,7 +95,9 @@ def ratio_lines(ratios: Sequence[Ratio]) -> list[str]:
     for item in ratios:
         after = "-" if item.second_ms is None else f"{item.second_ms:.2f}"
         figure = "-" if item.ratio is None else f"{item.ratio:.3f} [{item.low:.3f}, {item.high:.3f}]"
-        rows.append((item.verdict, item.label, item.scenario, f"{item.first_ms:.2f} -> {after} ms", figure, item.reason))
+        rows.append(
+            (item.verdict, item.label, item.scenario, f"{item.first_ms:.2f} -> {after} ms", figure, item.reason)
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row[:5], widths, strict=True)), row[5]]).rstrip()

@@ -29,8 +29,8 @@ def write_report(record: Mapping[str, Any], out: Path) -> None:
 def table_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each engine: what a reader compares."""
     headings = [
-        "engine", "status", "precision in force", "p50 [95 %]", "p90 (bound)", "p99 (bound)", "queries", "multi-stream p50",
-        "offline img/s", "first image cold / cached", "peak memory", "of peak", "quality",
+        "engine", "status", "precision in force", "p50 [95 %]", "p90 (bound)", "p99 (bound)", "queries",
+        "multi-stream p50", "offline img/s", "first image cold / cached", "peak memory", "of peak", "quality",
     ]  # fmt: skip
     return headings, [_table_row(row) for row in record["engines"]]
 
@@ -71,8 +71,8 @@ def reading_notes(record: Mapping[str, Any]) -> list[str]:
     """How to read the figures."""
     plan = record["plan"]
     notes = [
-        f"Mode {plan['mode']}: {plan['rounds']} rounds, engines taking turns, a fresh process each visit; one query is one "
-        "`Generator.generate` call, noise and checks included.",
+        f"Mode {plan['mode']}: {plan['rounds']} rounds, engines taking turns, a fresh process each visit; one query is "
+        "one `Generator.generate` call, noise and checks included.",
         "p50 in ms with the 95 % interval of the median: blocks of neighbouring queries resampled, widened to hold the "
         "median of every round. Bounds of p90 and p99: MLPerf's early-stopping estimate at 99 % confidence, a dash "
         "where there were too few queries.",
@@ -113,8 +113,12 @@ def page(record: Mapping[str, Any], out: Path) -> str:
             text = "Share of queries answered within a time."
             drawings.append((f"Latency, {scenario}", text, Markup(plots.draw_distribution(every, looks, scenario))))
             text = "Latency over time; a rise within a round is throttling or other work on the machine."
-            thinned = {label: [_thin(*part, PLOTTED // len(rounds)) for part in rounds] for label, rounds in found.items()}
-            drawings.append((f"Latency over time, {scenario}", text, Markup(plots.draw_course(thinned, looks, scenario))))
+            thinned = {
+                label: [_thin(*part, PLOTTED // len(rounds)) for part in rounds] for label, rounds in found.items()
+            }
+            drawings.append(
+                (f"Latency over time, {scenario}", text, Markup(plots.draw_course(thinned, looks, scenario)))
+            )
     stages = {row["label"]: row["stages"] for row in measured if row.get("stages")}
     if stages:
         text = "From the runtime's profiler, scaled to the unprofiled median; the host's part is timed around the call."

@@ -13,8 +13,8 @@
     min_queries = 64
     percentile = 0.9    # the one that LoadGen judges
 
-Scenarios are those of MLPerf Inference (Reddi et al., arXiv 1911.02549): single-stream asks for one image after another,
-multi-stream for `samples_per_query` images at once, offline for all images at once.
+Scenarios are those of MLPerf Inference (Reddi et al., arXiv 1911.02549): single-stream asks for one image after
+another, multi-stream for `samples_per_query` images at once, offline for all images at once.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def parse_plan(values: Mapping[str, Any], *, mode: str, where: str) -> Plan:
 def _fill(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     known = {item.name: str(item.type) for item in fields(kind)}
     if unknown := sorted(set(values) - set(known)):
-        raise InputError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(set(known) - {'scenarios'}))}")
+        raise InputError(
+            f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(set(known) - {'scenarios'}))}"
+        )
     checked = dict(values)
     for name, value in values.items():
         if known[name] == "float" and isinstance(value, int) and not isinstance(value, bool):

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def run_task(request: Mapping[str, Any], *, limit: float) -> dict[str, Any]:
         folder = Path(name)
         result_path = folder / "result.json"
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "csg_edge.benchmarks.worker", folder / "request.json", result_path]
+        command = [sys.executable, "-m", "csg_edge.benchmarks.worker", str(folder / "request.json"), str(result_path)]
         with (folder / "stderr").open("wb") as errors:
             # A session of its own, so that the terminal's Ctrl-C reaches the parent alone.
             process = subprocess.Popen(
@@ -48,10 +49,8 @@ def run_task(request: Mapping[str, Any], *, limit: float) -> dict[str, Any]:
             except KeyboardInterrupt:
                 assert process.stdin is not None
                 process.stdin.close()
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    pass
                 raise StoppedError(_read(result_path)) from None
             finally:
                 if process.poll() is None:
@@ -79,7 +78,7 @@ def cold_starts(request: Mapping[str, Any], times: int) -> dict[str, Any]:
                 cache = str(folder / "cache") if state == "warm_cache" else ""
                 path = folder / "request.json"
                 path.write_text(json.dumps({**request, "cache": cache, "began": time.time()}), encoding="utf-8")
-                command = [sys.executable, "-m", "csg_edge.benchmarks.cold", path]
+                command = [sys.executable, "-m", "csg_edge.benchmarks.cold", str(path)]
                 try:
                     done = subprocess.run(
                         command, capture_output=True, text=True, check=False, timeout=COLD_LIMIT,

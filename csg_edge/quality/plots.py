@@ -111,6 +111,7 @@ def plain_text(text: str) -> str:
 
 
 def draw_figure(size: tuple[float, float], salt: str, draw: Callable[[Axes], None]) -> str:
+    """Draw one pair of axes, `size` in inches, into inline SVG. `salt`: unique among the figures of a page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
