@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.errors import InputError
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -44,11 +44,13 @@ def read_mask(path: Path, schema: LabelSchema) -> NDArray[np.uint8]:
         raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
     if array.dtype != np.uint8:
         raise InputError(f"{path}: a {array.dtype} mask; save class indices as 8-bit single-channel PNG")
+    if array.size and (array == NO_MASK).all():
+        raise InputError(f"{path}: {NO_MASK} everywhere, which means no mask; give --mask none if that is meant")
     return check_mask(array, schema, name=str(path))
 
 
 def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> NDArray[np.uint8]:
-    """Return the mask if it is (H, W) uint8 with every index inside the schema.
+    """Return the mask if it is (H, W) uint8 with every index inside the schema, or NO_MASK everywhere.
 
     Raise InputError naming it otherwise.
     """
@@ -57,7 +59,7 @@ def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> ND
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
         raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; give class indices as (H, W) uint8")
     highest = int(mask.max())
-    if highest >= len(schema):
+    if highest >= len(schema) and not (mask == NO_MASK).all():
         raise InputError(
             f"{name}: class index {highest} is outside the schema 0..{len(schema) - 1} ({', '.join(schema.names)}); "
             "map your classes to these indices"

@@ -80,16 +80,13 @@ def components(region: Bools) -> list[tuple[Bools, tuple[int, int, int, int, int
 
 
 def fill(mask: Image, hole: Bools) -> Image:
-    """The mask with each pixel of a hole given the class of the nearest pixel outside it; background if there is none.
-    """
+    """The mask with each pixel of a hole given the class of the nearest pixel outside it; background without any."""
     if not hole.any():
         return mask.copy()
     if hole.all():
         return np.zeros_like(mask)
     # OpenCV numbers the pixels outside the hole and tells for each pixel the number of the nearest.
-    _, nearest = cv2.distanceTransformWithLabels(
-        hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    _, nearest = cv2.distanceTransformWithLabels(hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     classes = np.zeros(int(nearest.max()) + 1, np.uint8)
     classes[nearest[~hole]] = mask[~hole]
     return np.where(hole, classes[nearest], mask)
@@ -195,8 +192,8 @@ def deformed(shape: tuple[int, ...], amount: float, random: np.random.Generator)
         # Drawn on a coarse lattice, so that a mask of another resolution meets the same bend.
         coarse = random.standard_normal((32, 32)).astype(np.float32)
         smooth = cv2.GaussianBlur(coarse, (0, 0), 32 * 0.24, sigmaY=32 * 0.16, borderType=cv2.BORDER_REFLECT)
-        smooth /= max(float(np.sqrt(np.mean(smooth**2))), 1e-6)
-        velocity.append(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(amount * size))
+        unit = np.asarray(smooth, np.float32) / np.float32(max(float(np.sqrt(np.mean(smooth**2))), 1e-6))
+        velocity.append(cv2.resize(unit, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(amount * size))
     halvings = max(3, math.ceil(math.log2(max(1.0, 4 * max(float(np.abs(part).max()) for part in velocity)))))
     across, down = (part / np.float32(2**halvings) for part in velocity)
     for _ in range(halvings):
@@ -253,7 +250,7 @@ def _thicken_column(inside: Bools, fraction: float, edges: NDArray[np.float64]) 
     new_bottoms = np.minimum(new_bottoms, bottoms + 0.4 * gaps[1:])
     here = np.concatenate([[0.0], np.stack([tops, bottoms], axis=1).ravel(), [height]])
     there = np.concatenate([[0.0], np.stack([new_tops, new_bottoms], axis=1).ravel(), [height]])
-    return np.interp(edges, here, there)
+    return np.asarray(np.interp(edges, here, there))
 
 
 def scale_blobs(parts: Parts, index: int, factor: float) -> Parts:

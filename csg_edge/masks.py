@@ -7,8 +7,8 @@ A variation is written NAME[:[CLASS=]AMOUNT], several are joined by commas and a
 An amount without a sign is a range: the seed draws from -amount..amount. An amount with a sign is taken as it is.
 A variation that ends in ? is left out where the mask has nothing to apply it to; without it that is an InputError.
 What every variation keeps (`flaws` lists breaches): uint8 classes of the schema; no class lost or gained but the one
-removed or inserted; no band and no closed shape falls apart, no new specks; layers keep their order from the probe down; a tear (ditf)
-stays in its tendon; pixels of 255 ("no mask") stay where they are.
+removed or inserted; no band and no closed shape falls apart, and no new specks; layers keep their order from the probe
+down; a tear (ditf) stays in its tendon; pixels of 255 ("no mask") stay where they are.
 """
 
 from __future__ import annotations
@@ -151,9 +151,7 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
     inserted, removed = _comes(variation, schema), _goes(variation, schema)
     had, has = set(np.unique(before).tolist()), set(np.unique(after).tolist())
     found = [f"{schema.names[k]} leaves the picture" for k in sorted(had - has - {removed})]
-    found += [
-        f"{schema.names[k] if k < len(schema) else k} comes from nowhere" for k in sorted(has - had - {inserted})
-    ]
+    found += [f"{schema.names[k] if k < len(schema) else k} comes from nowhere" for k in sorted(has - had - {inserted})]
     # Background that shows where something was removed is no flaw.
     if variation is not None and variation.name == "remove":
         found = [line for line in found if not line.startswith(f"{schema.names[0]} comes")]
