@@ -311,6 +311,10 @@ def insert_tear(parts: Parts, index: int, size: float | None, random: np.random.
         u, v = (columns - x) / long, (rows - middle[None].astype(np.float32) - off) / tall
         shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.25, 7)) & tendon
         if shape.any() and (shape & free).sum() == shape.sum() and len(components(shape)) == 1:
+            # Shreds of tendon that a tear cuts off at the border belong to the tear.
+            for shred, box in components(tendon & ~shape):
+                if box[4] < max(8, 0.001 * shape.size):
+                    shape |= shred
             return Parts(parts.ground, np.where(shape, np.uint8(index), parts.blobs), parts.schema)
     raise InputError("no room for another tear in this tendon; choose a smaller size")
 
