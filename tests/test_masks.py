@@ -141,7 +141,7 @@ class TestMoves:
     def test_a_bend_folds_nothing(self, seed: int) -> None:
         source = mask_moves.deformed((128, 160), 0.06, np.random.default_rng(seed))
         assert mask_moves.smallest_jacobian(source) > 0.2
-        columns, rows = mask_moves.grid((128, 160))
+        columns, _ = mask_moves.grid((128, 160))
         moved = np.sqrt(np.mean(((source[0] - columns) / 160) ** 2))
         assert 0.03 < moved < 0.09
 
