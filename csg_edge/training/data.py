@@ -20,8 +20,7 @@ from torch import Tensor
 
 from csg_edge.datasets import LabelledSet, find_sets, read_set
 from csg_edge.errors import TrainingError
-from csg_edge.labels import LabelSchema
-from csg_edge.training.networks import NO_MASK
+from csg_edge.labels import NO_MASK, LabelSchema
 
 Image = NDArray[np.uint8]
 LOOK_ALIKES = 8
