@@ -81,7 +81,10 @@ class Chosen:
 
 
 class ContextBank:
-    """Contexts with their styles. Make one with `ContextBank.index`."""
+    """Contexts with their styles. Make one with `ContextBank.index`.
+
+    points: (N, F) float32, the styles so scaled that their Euclidean distance is the distance in style.
+    """
 
     def __init__(self, paths: Sequence[Path], styles: Style) -> None:
         """paths: N files; styles: (N, F) as `style_of` gives them. Raises InputError for an empty bank."""
@@ -95,7 +98,7 @@ class ContextBank:
         weight[:GRAM_FIGURES] /= np.sqrt(2 * GRAM_FIGURES)
         weight[GRAM_FIGURES:] /= np.sqrt(2 * 2 * DEPTH_BANDS)
         self._weight = weight.astype(np.float32)
-        self._points = self._placed(styles)
+        self.points = self._placed(styles)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,7 +128,7 @@ class ContextBank:
 
     def distances(self, image: Image) -> NDArray[np.float32]:
         """Distance in style of an image (H, W) uint8 to every context, float32 (N,)."""
-        return np.asarray(np.linalg.norm(self._points - self._placed(style_of(image)), axis=1), np.float32)
+        return np.asarray(np.linalg.norm(self.points - self._placed(style_of(image)), axis=1), np.float32)
 
     def nearest(self, image: Image, k: int = 1, *, itself: bool = False) -> list[Chosen]:
         """The k contexts nearest in style to an image (H, W) uint8, the nearest first.
@@ -152,12 +155,12 @@ class ContextBank:
             raise InputError(f"diverse contexts: {k} of {len(self)}; give more contexts or a smaller number")
         first = int(np.random.default_rng(check_seed(seed)).integers(len(self)))
         chosen = [Chosen(self.paths[first], None)]
-        gap = np.linalg.norm(self._points - self._points[first], axis=1)
+        gap = np.linalg.norm(self.points - self.points[first], axis=1)
         gap[first] = -1.0  # never again, not even where all are the same
         while len(chosen) < k:
             farthest = int(np.argmax(gap))
             chosen.append(Chosen(self.paths[farthest], float(gap[farthest])))
-            gap = np.minimum(gap, np.linalg.norm(self._points - self._points[farthest], axis=1))
+            gap = np.minimum(gap, np.linalg.norm(self.points - self.points[farthest], axis=1))
             gap[farthest] = -1.0
         return chosen
 
