@@ -99,7 +99,7 @@ class TestChoosing:
 
     def test_diverse_is_farther_apart_than_random(self, bank: ContextBank) -> None:
         def spread(paths: list[Path]) -> float:
-            points = bank._points[[bank.paths.index(path) for path in paths]]
+            points = bank.points[[bank.paths.index(path) for path in paths]]
             gaps = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(len(points))
             return float(gaps.min())
 
@@ -156,7 +156,7 @@ class TestIndex:
         assert len(measured) == 3
         again = ContextBank.index(images, cache=cache)
         assert len(measured) == 3
-        np.testing.assert_array_equal(first._points, again._points)
+        np.testing.assert_array_equal(first.points, again.points)
         assert sorted(images.iterdir()) == before  # nothing is written beside the images
         (images / "2_0.png").rename(images / "other.png")
         ContextBank.index(images, cache=cache)
@@ -164,7 +164,7 @@ class TestIndex:
         (images / "0_0.png").write_bytes((folder / "3_1.png").read_bytes())  # same name, other content
         changed = ContextBank.index(images, cache=cache)
         assert len(measured) == 4
-        np.testing.assert_array_equal(changed._points, ContextBank.index(images, cache=False)._points)
+        np.testing.assert_array_equal(changed.points, ContextBank.index(images, cache=False).points)
         assert not list(tmp_path.glob(".*"))
 
     def test_a_file_that_is_no_index_is_left_alone(self, images: Path, tmp_path: Path) -> None:
