@@ -75,6 +75,12 @@ def train(
     "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay in OUT."
 )
 @click.option("--guidance", default=1.0, show_default=True, help="Classifier-free guidance baked into the student.")
+@click.option(
+    "--teacher-steps",
+    type=int,
+    default=None,
+    help="Sampling steps of a teacher in diffusers layout; as its csg.json says if not given.",
+)
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
 @click.option("--batch", default=16, show_default=True, help="Images per iteration.")
 @click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
@@ -82,19 +88,22 @@ def train(
 @device_option
 @precision_option
 def distill(
-    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, iterations: int, batch: int,
-    learning_rate: float, seed: int, device: str, precision: str,
+    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, teacher_steps: int | None,
+    iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
-    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student."""
+    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
+
+    TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
+    """
     _need_training()
     from csg_edge.training import distil
     from csg_edge.training.device import choose_device, choose_precision
     from csg_edge.training.loop import LoopConfig
-    from csg_edge.training.model import CsgModel
+    from csg_edge.training.teachers import load_teacher
 
     where = choose_device(device)
     arithmetic = choose_precision(precision, where)
-    model = CsgModel.load(teacher)
+    model = load_teacher(teacher, steps=teacher_steps)
     config = distil.DistilConfig(data, trajectories, guidance, seed)
     folder = out / "trajectories"
     finished = distil.make_trajectories(model, config, folder, device=where, precision=arithmetic)

@@ -21,7 +21,7 @@ from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
 from csg_edge.training.networks import NO_MASK, CsgUNet, NetworkConfig
-from csg_edge.training.process import euler, heun, training_timesteps
+from csg_edge.training.process import TEACHER_TIMESTEPS, euler, heun, training_timesteps
 from csg_edge.training.teacher import TeacherConfig, train
 
 TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
@@ -78,7 +78,7 @@ class TestProcess:
 
     def test_heun_spends_eleven_evaluations_on_six_steps(self) -> None:
         calls = []
-        heun(lambda z, t: calls.append(t) or z, torch.ones(1, 1, 1, 1), distil.TEACHER_TIMESTEPS)
+        heun(lambda z, t: calls.append(t) or z, torch.ones(1, 1, 1, 1), TEACHER_TIMESTEPS)
         assert len(calls) == 11
 
     def test_timesteps_cover_noise_and_data(self) -> None:

@@ -1,15 +1,15 @@
 """Distillation by offline trajectory regression.
 
-The teacher is integrated from fresh noise with Heun; the student learns to jump from the noise to the clean end of the
+The teacher, ours or anyone's, is integrated from fresh noise by its own sampler; the student learns to jump from the noise to the clean end of the
 same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models, Song et al., arXiv
 2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). Later steps are learned
 where a few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's
-curved trajectory instead made four steps far too contrasty. Nothing chases itself or an adversary: it cannot diverge.
+curved trajectory instead made four steps far too contrasty. So a teacher need not be a flow, only a map from noise and
+conditions to a clean latent. Nothing chases itself or an adversary: it cannot diverge.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +17,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
 from csg_edge.progress import Progress
+from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start, stop_requested
-from csg_edge.training.model import CsgModel, read_json, write_json
-from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_TIMESTEPS, heun, mix
+from csg_edge.training.model import CsgModel
+from csg_edge.training.networks import CsgUNet, NetworkConfig
+from csg_edge.training.process import STUDENT_TIMESTEPS, mix
+from csg_edge.training.storage import read_json, write_json
+from csg_edge.training.teachers import Teacher
 
 INNER_TIMESTEPS = STUDENT_TIMESTEPS[4][1:-1]
 """Where later steps begin; those of 2 steps are among them."""
 
 SHARD = 32
+DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 LOSS_FLOOR = 1e-4
+CONTEXTS = 64  # contexts that a new student's block DCT is fitted on
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,15 @@ class DistilConfig:
 
 
 def make_trajectories(
-    teacher: CsgModel, config: DistilConfig, directory: Path, *, device: torch.device, precision: str
+    teacher: Teacher, config: DistilConfig, directory: Path, *, device: torch.device, precision: str
 ) -> bool:
     """Fill `directory` with shards of SHARD trajectories each, skipping those already there.
 
     Returns False when stopped early.
     """
     sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
-    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=0.1, seed=config.seed)
+    dropout = DROPOUT if teacher.droppable else 0.0
+    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed)
     directory.mkdir(parents=True, exist_ok=True)
     _check_same(directory / "config.json", _fingerprint(teacher, config))
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()
@@ -72,8 +80,7 @@ def make_trajectories(
                 noise.bfloat16().float().to(device)
             )  # as it will be stored: the student must start where the teacher did
             with torch.no_grad(), autocast(device, precision):
-                velocity = teacher.guided_velocity(mask, context, guidance=config.guidance)
-                clean = heun(velocity, noise, TEACHER_TIMESTEPS)[-1]
+                clean = teacher.integrate(mask, context, noise, guidance=config.guidance)
             if not torch.isfinite(clean).all():
                 raise TrainingError(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
@@ -86,12 +93,9 @@ def make_trajectories(
     return True
 
 
-def _fingerprint(teacher: CsgModel, config: DistilConfig) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for value in teacher.network.state_dict().values():
-        digest.update(value.detach().cpu().numpy().tobytes())
+def _fingerprint(teacher: Teacher, config: DistilConfig) -> dict[str, Any]:
     return {
-        "teacher": digest.hexdigest(),
+        "teacher": teacher.fingerprint(),
         "data": sorted(path.name for path in config.data),
         "guidance": config.guidance,
         "seed": config.seed,
@@ -132,12 +136,45 @@ class Trajectories:
         noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
         return noise.float(), clean.float(), mask, context
 
+    def contexts(self, count: int) -> NDArray[np.uint8]:
+        """The contexts of the first `count` trajectories, but those that were dropped, (N, H, W).
 
-def distil(teacher: CsgModel, trajectories: Trajectories, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
-    """Train or resume a student that starts as a copy of its teacher; writes `out/student` at the end."""
-    student = CsgModel(
-        teacher.network, teacher.autoencoder, schema=teacher.schema, image_size=teacher.image_size, role="student"
-    ).to(device, memory_format=torch.channels_last)
+        Raises TrainingError if all were.
+        """
+        contexts = [self.read(index)[3] for index in range(min(count, self.count))]
+        kept = [context.numpy() for context in contexts if context.any()]
+        if not kept:
+            raise TrainingError("no trajectory has a context; give more --trajectories")
+        return np.stack(kept)
+
+
+def start_student(teacher: Teacher, trajectories: Trajectories, *, seed: int) -> CsgModel:
+    """A copy of our own teacher; for any other a new network over its latents, drawn by the seed."""
+    transform: BlockDct | None
+    if isinstance(teacher, CsgModel):
+        network, transform = teacher.network, teacher.own_transform
+    else:
+        torch.manual_seed(seed)
+        autoencoder = teacher.autoencoder
+        network = CsgUNet(
+            NetworkConfig(
+                classes=len(teacher.schema), latent_channels=autoencoder.channels, patch=autoencoder.patch
+            )
+        )
+        transform = BlockDct(BlockDctConfig.fit(trajectories.contexts(CONTEXTS)))
+    return CsgModel(
+        network,
+        teacher.autoencoder,
+        schema=teacher.schema,
+        image_size=teacher.image_size,
+        role="student",
+        context_transform=transform,
+    )
+
+
+def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
+    """Train or resume a student; writes `out/student` at the end. Returns False when stopped early."""
+    student = start_student(teacher, trajectories, seed=loop.seed).to(device, memory_format=torch.channels_last)
     network = student.network.train()
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"

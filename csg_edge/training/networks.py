@@ -39,6 +39,7 @@ class NetworkConfig:
     embedding: int = 192
     mask_features: int = 32
     heads: int = 4
+    context_channels: int = 16  # of the context's block DCT, whatever the latents are
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.blocks) or any(width % 32 for width in self.widths):
@@ -89,11 +90,11 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> Any:
 
 
 class StyleEncoder(nn.Module):
-    """Context latents (B, C, h, w) -> style vector (B, E) and depth profile (B, 2 P, h, 1)."""
+    """Block DCT of the context (B, D, h, w) -> style vector (B, E) and depth profile (B, 2 P, h, 1)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        channels = (config.latent_channels, *STYLE_WIDTHS)
+        channels = (config.context_channels, *STYLE_WIDTHS)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inner, outer, 3, stride=1 if level == 0 else 2, padding=1)
             for level, (inner, outer) in enumerate(pairwise(channels))
@@ -120,6 +121,14 @@ def mean_and_deviation(features: Tensor, *, dims: tuple[int, ...]) -> list[Tenso
     mean = features.mean(dims, keepdim=True)
     variance = (features - mean).square().mean(dims, keepdim=True)
     return [mean, (variance + 1e-4).sqrt()]
+
+
+def fit_height(profile: Tensor, height: int) -> Tensor:
+    """(B, P, h, 1) -> (B, P, height, 1): rows averaged, or repeated, where the context's grid is not the latents'."""
+    rows = profile.shape[2]
+    if rows > height:
+        return F.avg_pool2d(profile, (rows // height, 1))
+    return profile if rows == height else F.interpolate(profile, size=(height, 1), mode="nearest")
 
 
 class Block(nn.Module):
@@ -200,13 +209,14 @@ class CsgUNet(nn.Module):
         return self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
 
     def encode_conditions(self, classes: Tensor, context: Tensor, keep_context: Tensor) -> Conditions:
-        """One-hot mask (B, K, H, W), context latents (B, C, h, w) and 1/0 per image (B,) -> Conditions."""
+        """One-hot mask (B, K, H, W), block DCT of the context (B, D, h', w') and 1/0 per image (B,) -> Conditions."""
         style, profile = self.style(context)
         keep = keep_context.to(style.dtype)
-        height, width = context.shape[2:]
+        mask_features = self.mask_stem(classes)
+        height, width = mask_features.shape[2:]
+        profile = fit_height(profile, height)
         depth = torch.linspace(-1.0, 1.0, height, device=classes.device).view(1, 1, height, 1)
         lateral = torch.linspace(-1.0, 1.0, width, device=classes.device).view(1, 1, 1, width)
-        mask_features = self.mask_stem(classes)
         like = torch.zeros_like(mask_features[:, :1])
         stem = torch.cat(
             [mask_features, profile * keep.view(-1, 1, 1, 1) + torch.zeros_like(like), depth + like, lateral + like],
