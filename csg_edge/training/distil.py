@@ -85,7 +85,7 @@ def make_trajectories(
                 raise TrainingError(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
                 )
-            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16)}
+            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
             aside = shards[index].with_suffix(".partial")
             save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
             os.replace(aside, shards[index])
