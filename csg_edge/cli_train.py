@@ -1,4 +1,4 @@
-"""The commands that make models: `train`, `distill`, `export`. Torch is imported inside them."""
+"""The commands that make models: `train`, `train-autoencoder`, `distill`, `export`. Torch is imported inside them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,46 @@ def train(
     )
     finished = train_teacher(TeacherConfig(data), loop, out=out, device=where)
     click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
+
+
+@click.command("train-autoencoder")
+@data_option
+@out_option
+@click.option("--channels", default=4, show_default=True, help="Latent channels.")
+@click.option("--downsample", default=8, show_default=True, help="Image pixels per latent pixel, each way: 2, 4, 8, 16.")
+@click.option("--width", default=32, show_default=True, help="Feature channels at full size.")
+@click.option("--size", default=256, show_default=True, help="Side of the images.")
+@click.option("--iterations", default=10_000, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=8, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def train_autoencoder(
+    data: tuple[Path, ...], out: Path, channels: int, downsample: int, width: int, size: int, iterations: int,
+    batch: int, learning_rate: float, seed: int, device: str, precision: str,
+) -> None:  # fmt: skip
+    """Train a KL autoencoder for latent diffusion; run the same command again to resume. Writes OUT/autoencoder."""
+    _need_training()
+    from csg_edge.training import fit_autoencoder
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+
+    where = choose_device(device)
+    config = fit_autoencoder.AutoencoderConfig(
+        data, image_size=size, channels=channels, downsample=downsample, width=width
+    )
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=choose_precision(precision, where),
+    )
+    finished = fit_autoencoder.train_autoencoder(config, loop, out=out, device=where)
+    click.echo(
+        f"autoencoder in {out / 'autoencoder'}" + ("" if finished else "; stopped early, run the same command to go on")
+    )
 
 
 @click.command()
