@@ -71,7 +71,9 @@ def train(
 @data_option
 @out_option
 @click.option("--channels", default=4, show_default=True, help="Latent channels.")
-@click.option("--downsample", default=8, show_default=True, help="Image pixels per latent pixel, each way: 2, 4, 8, 16.")
+@click.option(
+    "--downsample", default=8, show_default=True, help="Image pixels per latent pixel, each way: 2, 4, 8, 16."
+)
 @click.option("--width", default=32, show_default=True, help="Feature channels at full size.")
 @click.option("--size", default=256, show_default=True, help="Side of the images.")
 @click.option("--iterations", default=10_000, show_default=True, help="May be raised when resuming.")

@@ -26,15 +26,23 @@ def change_json(path: Path, **changes: Any) -> None:
     write_json(path, {key: value for key, value in values.items() if value is not None})
 
 
+def write_kl_autoencoder(folder: Path, *, latent_channels: int = 3, image_channels: int = 1, levels: int = 3) -> None:
+    """A random AutoencoderKL with latents of 1 / 2^(levels - 1) size."""
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(
+        in_channels=image_channels, out_channels=image_channels, latent_channels=latent_channels,
+        block_out_channels=(16,) * levels, norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels, scaling_factor=1.5,
+    ).save_pretrained(folder)  # fmt: skip
+
+
 def write_epsilon_teacher(folder: Path, *, size: int = SIZE, seed: int = 0) -> Path:
     """UNet2DConditionModel over AutoencoderKL latents of 1/4 size: mask one-hot by channels, context by tokens."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler, UNet2DConditionModel
 
     torch.manual_seed(seed)
-    AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=3, block_out_channels=(16, 16, 16), norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=1.5,
-    ).save_pretrained(folder / "vae")  # fmt: skip
+    write_kl_autoencoder(folder / "vae")
     UNet2DConditionModel(
         sample_size=size // 4, in_channels=3 + len(CLASSES), out_channels=3, layers_per_block=1,
         block_out_channels=(32, 32), norm_num_groups=8, cross_attention_dim=24, attention_head_dim=8,

@@ -53,7 +53,9 @@ class BrownianBridge:
     def from_json(cls, values: dict[str, Any]) -> BrownianBridge:
         """Raises TrainingError for unknown keys and values out of range."""
         if unknown := sorted(set(values) - KEYS - {"_diffusers_version"}):
-            raise TrainingError(f"scheduler_config.json: BrownianBridge knows no {unknown[0]!r}; {', '.join(sorted(KEYS))}")
+            raise TrainingError(
+                f"scheduler_config.json: BrownianBridge knows no {unknown[0]!r}; {', '.join(sorted(KEYS))}"
+            )
         try:
             timesteps = int(values.get("num_train_timesteps", 1000))
             bridge = cls(
@@ -71,7 +73,9 @@ class BrownianBridge:
                 f"scheduler_config.json: prediction_type {bridge.prediction!r}; a bridge has {', '.join(PREDICTIONS)}"
             )
         if bridge.timesteps < 2 or not 0.0 <= bridge.m_min < bridge.m_max <= 1.0 or bridge.max_variance <= 0.0:
-            raise TrainingError("scheduler_config.json: give 0 <= m_min < m_max <= 1, max_variance > 0, 2 timesteps or more")
+            raise TrainingError(
+                "scheduler_config.json: give 0 <= m_min < m_max <= 1, max_variance > 0, 2 timesteps or more"
+            )
         if not 0.0 <= bridge.eta <= 1.0:
             raise TrainingError(f"scheduler_config.json: eta {bridge.eta}; give 0 to 1")
         if bridge.prediction == "noise" and bridge.m_max == 1.0:

@@ -230,7 +230,9 @@ class DiffusersTeacher(nn.Module):
             )
         for key in FOREIGN_INPUTS:
             if config.get(key) is not None:
-                raise TrainingError(f"unet: {key} is {config[key]!r}; a CSG teacher has mask and context only, give null")
+                raise TrainingError(
+                    f"unet: {key} is {config[key]!r}; a CSG teacher has mask and context only, give null"
+                )
         if config.out_channels != latent:
             raise TrainingError(
                 f"unet: {config.out_channels} channels out, the autoencoder has {latent} latent channels; they must be "
@@ -244,7 +246,9 @@ class DiffusersTeacher(nn.Module):
             parts["context"] = (latent, "context latents")
         found = sum(count for count, _ in parts.values())
         if config.in_channels != found:
-            listed = " + ".join(f"{count} {name}" for count, name in (parts[key] for key in entry.order if key in parts))
+            listed = " + ".join(
+                f"{count} {name}" for count, name in (parts[key] for key in entry.order if key in parts)
+            )
             raise TrainingError(
                 f"unet: in_channels is {config.in_channels}, but csg.json and label_schema.json add up to {listed} = "
                 f"{found}; mend whichever is wrong"
@@ -287,7 +291,9 @@ class DiffusersTeacher(nn.Module):
         dimensions = config.cross_attention_dim
         for dimension in dimensions if isinstance(dimensions, (list, tuple)) else [dimensions]:
             if dimension != width:
-                raise TrainingError(f"context_encoder: tokens of {width}, the UNet's cross_attention_dim is {dimension}")
+                raise TrainingError(
+                    f"context_encoder: tokens of {width}, the UNet's cross_attention_dim is {dimension}"
+                )
         if side % patch or inner != channels * patch**2:
             raise TrainingError(
                 f"context_encoder: projection takes {inner} values, a {patch} x {patch} patch of {channels} latent "
@@ -320,8 +326,8 @@ def _load_process(config: dict[str, Any], entry: TeacherFormat) -> DiffusersProc
     own = make_scheduler(config, name).config
     if own.get("prediction_type", "epsilon") not in PREDICTIONS:
         raise TrainingError(
-            f"scheduler_config.json: prediction_type {own['prediction_type']!r}; choose among {', '.join(PREDICTIONS)}, "
-            f"or {FLOW} for flow matching"
+            f"scheduler_config.json: prediction_type {own['prediction_type']!r}; choose among "
+            f"{', '.join(PREDICTIONS)}, or {FLOW} for flow matching"
         )
     if entry.sampler == "ddim":
         # Clipping is DDIM's default, but only what the file's own class does is what the teacher was trained for.

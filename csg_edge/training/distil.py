@@ -1,11 +1,11 @@
 """Distillation by offline trajectory regression.
 
-The teacher, ours or anyone's, is integrated from fresh noise by its own sampler; the student learns to jump from the noise to the clean end of the
-same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models, Song et al., arXiv
-2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). Later steps are learned
-where a few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's
-curved trajectory instead made four steps far too contrasty. So a teacher need not be a flow, only a map from noise and
-conditions to a clean latent. Nothing chases itself or an adversary: it cannot diverge.
+The teacher, ours or anyone's, is integrated from fresh noise by its own sampler; the student learns to jump from the
+noise to the clean end of the same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models,
+Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). So a
+teacher need not be a flow, only a map from noise and conditions to a clean latent. Later steps are learned where a
+few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's curved
+trajectory instead made four steps far too contrasty. Nothing chases itself or an adversary: it cannot diverge.
 """
 
 from __future__ import annotations
@@ -157,9 +157,7 @@ def start_student(teacher: Teacher, trajectories: Trajectories, *, seed: int) ->
         torch.manual_seed(seed)
         autoencoder = teacher.autoencoder
         network = CsgUNet(
-            NetworkConfig(
-                classes=len(teacher.schema), latent_channels=autoencoder.channels, patch=autoencoder.patch
-            )
+            NetworkConfig(classes=len(teacher.schema), latent_channels=autoencoder.channels, patch=autoencoder.patch)
         )
         transform = BlockDct(BlockDctConfig.fit(trajectories.contexts(CONTEXTS)))
     return CsgModel(

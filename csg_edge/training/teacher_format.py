@@ -117,9 +117,13 @@ def _whole(value: Any, name: str) -> int:
 def _palette(values: Any) -> Palette:
     """Grey levels or [red, green, blue], 0..255, one per class."""
     if not isinstance(values, list):
-        raise TrainingError("csg.json: mask: palette is no list; give a grey level or [red, green, blue] for each class")
+        raise TrainingError(
+            "csg.json: mask: palette is no list; give a grey level or [red, green, blue] for each class"
+        )
     colours = [tuple(item) if isinstance(item, list) else (item,) for item in values]
     whole = all(isinstance(level, int) and 0 <= level <= 255 for colour in colours for level in colour)
     if not whole or len({len(colour) for colour in colours} | {1, 3}) != 2 or len({len(c) for c in colours}) > 1:
-        raise TrainingError("csg.json: mask: palette: give each class one grey level, or each [red, green, blue], 0..255")
+        raise TrainingError(
+            "csg.json: mask: palette: give each class one grey level, or each [red, green, blue], 0..255"
+        )
     return tuple(colours)

@@ -83,7 +83,9 @@ def folder_digest(folder: Path) -> str:
     for path in files:
         try:
             with path.open("rb") as file:
-                digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+                digest.update(
+                    f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode()
+                )
         except OSError as error:
             raise TrainingError(f"{path}: cannot read ({error.strerror}); copy the model again") from None
     return digest.hexdigest()

@@ -1,0 +1,42 @@
+"""Teachers that diffusers wrote, from folder to images by commands alone: distill, export, verify, generate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from foreign_teacher import SIZE, write_bridge_teacher, write_epsilon_teacher
+from test_pipeline import csg_edge
+
+from csg_edge.phantom import write_phantoms
+from csg_edge.training import distil
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "guidance"), [(write_epsilon_teacher, 1.5), (write_bridge_teacher, 1.0)], ids=["epsilon", "bridge"]
+)
+def test_from_folder_to_images(write: Callable[[Path], Path], guidance: float, tmp_path: Path) -> None:
+    data, run, bundle, out = (tmp_path / name for name in ("data", "run", "bundle", "out"))
+    write_phantoms(data, count=12, seed=1, size=SIZE)
+    teacher = write(tmp_path / "teacher")
+    few = ("--trajectories", distil.SHARD, "--iterations", 2, "--batch", 2, "--guidance", guidance)
+    csg_edge("distill", teacher, "--data", data, "--out", run, *few)
+    csg_edge("export", run / "student", "--out", bundle, "--steps", "1")
+
+    described = json.loads(csg_edge("info", bundle, "--json"))
+    assert described["image_size"] == [SIZE, SIZE] and described["noise_shape"] == [3, SIZE // 4, SIZE // 4]
+    verified = json.loads(csg_edge("verify", bundle, "--json"))
+    assert verified["passed"] is True
+    exact = [row for row in verified["engines"] if row["target"].endswith("fp32")]
+    assert exact and all(row["status"] == "passed" for row in exact)
+
+    csg_edge("generate", "--mask", data / "masks", "--context", data / "contexts", "--bundle", bundle, "--out", out)
+    images = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(out.glob("0*.png"))]
+    assert len(images) == 12
+    assert all(image.shape == (SIZE, SIZE) and image.std() > 1 for image in images)
+    assert np.abs(images[0].astype(int) - images[1]).mean() > 1
