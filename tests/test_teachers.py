@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign_teacher import (
@@ -25,6 +26,10 @@ from torch import Tensor
 
 from csg_edge.cli import main
 from csg_edge.errors import CsgEdgeError, InputError, TrainingError
+from csg_edge.labels import MSK_SCHEMA
+from csg_edge.noise import noise_for
+from csg_edge.phantom import write_phantoms
+from csg_edge.quality.cases import make_with_teacher, plan_cases, read_real
 from csg_edge.training import distil
 from csg_edge.training.bridge import PREDICTIONS, BrownianBridge
 from csg_edge.training.diffusers_files import make_scheduler
@@ -260,11 +265,16 @@ class TestStudent:
         self, epsilon: Path, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(distil, "SHARD", 2)
-        teacher = load_teacher(epsilon, steps=1)
+        teacher = load_teacher(epsilon)
         config = distil.DistilConfig((phantom_set,), trajectories=2)
         distil.make_trajectories(teacher, config, tmp_path / "t", device=CPU, precision="fp32")
         stored = distil.Trajectories(tmp_path / "t", 2)
-        student = distil.start_student(teacher, stored, seed=4)
+        student, deviation = distil.start_student(teacher, stored, seed=4)
+        clean = stored.sample(2)[0]
+        assert (clean / deviation).std().item() == pytest.approx(1.0)
+        with torch.no_grad():
+            levels = teacher.autoencoder.decode(clean).int() - student.autoencoder.decode(clean / deviation)
+        assert deviation > 2 and levels.abs().max() <= 1
         assert student.latent_shape(1) == teacher.latent_shape(1)
         assert student.context_transform.patch == 4  # whatever the latents are
         student.save(tmp_path / "student")
@@ -281,6 +291,20 @@ class TestStudent:
             distil.make_trajectories(
                 load_teacher(epsilon, steps=2), config, tmp_path / "t", device=CPU, precision="fp32"
             )
+
+
+def test_a_validation_samples_any_teacher(epsilon: Path, tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "set", count=15, seed=1, size=SIZE)
+    real = read_real([tmp_path / "set"], MSK_SCHEMA, size=SIZE, split="train")
+    cases = plan_cases(real.held_out, count=2, seed=0)
+    made = make_with_teacher(epsilon, cases, guidance=1.0)
+    teacher = load_teacher(epsilon)
+    noise = torch.from_numpy(np.stack([noise_for(seed, (3, 16, 16)) for seed in cases.seeds]))
+    mask, context = torch.from_numpy(cases.wanted.masks), torch.from_numpy(cases.contexts.images)
+    with torch.no_grad():
+        expected = teacher.autoencoder.decode(make(teacher, mask, context, noise)).numpy()
+    assert np.abs(made.images.astype(int) - expected).mean() < 6  # bf16 where the processor has it
+    assert expected.std() > 20
 
 
 Damage = Callable[[Path], object]

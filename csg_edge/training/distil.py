@@ -27,6 +27,7 @@ from csg_edge.progress import Progress
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
+from csg_edge.training.learned_autoencoder import LearnedAutoencoder
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start, stop_requested
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
@@ -40,7 +41,7 @@ INNER_TIMESTEPS = STUDENT_TIMESTEPS[4][1:-1]
 SHARD = 32
 DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 LOSS_FLOOR = 1e-4
-CONTEXTS = 64  # contexts that a new student's block DCT is fitted on
+SAMPLE = 64  # trajectories that a new student's scales are fitted on
 
 
 @dataclass(frozen=True)
@@ -136,43 +137,52 @@ class Trajectories:
         noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
         return noise.float(), clean.float(), mask, context
 
-    def contexts(self, count: int) -> NDArray[np.uint8]:
-        """The contexts of the first `count` trajectories, but those that were dropped, (N, H, W).
+    def sample(self, count: int) -> tuple[Tensor, NDArray[np.uint8]]:
+        """Clean ends (N, C, h, w) of the first `count` trajectories, and their contexts (M, H, W) but the dropped.
 
-        Raises TrainingError if all were.
+        Raises TrainingError if all were dropped.
         """
-        contexts = [self.read(index)[3] for index in range(min(count, self.count))]
-        kept = [context.numpy() for context in contexts if context.any()]
-        if not kept:
+        rows = [self.read(index) for index in range(min(count, self.count))]
+        contexts = [context.numpy() for *_, context in rows if context.any()]
+        if not contexts:
             raise TrainingError("no trajectory has a context; give more --trajectories")
-        return np.stack(kept)
+        return torch.stack([clean for _, clean, *_ in rows]), np.stack(contexts)
 
 
-def start_student(teacher: Teacher, trajectories: Trajectories, *, seed: int) -> CsgModel:
-    """A copy of our own teacher; for any other a new network over its latents, drawn by the seed."""
-    transform: BlockDct | None
+def start_student(teacher: Teacher, trajectories: Trajectories, *, seed: int) -> tuple[CsgModel, float]:
+    """The student before training, and by what its latents are smaller than the teacher's.
+
+    A copy of our own teacher; for any other a new network, drawn by the seed, over its latents brought to unit
+    variance: a flow's noise levels are made for that, and not every autoencoder is scaled so.
+    """
     if isinstance(teacher, CsgModel):
-        network, transform = teacher.network, teacher.own_transform
-    else:
+        network, autoencoder, transform, deviation = teacher.network, teacher.autoencoder, teacher.own_transform, 1.0
+    elif isinstance(teacher.autoencoder, LearnedAutoencoder):
+        clean, contexts = trajectories.sample(SAMPLE)
+        deviation = max(clean.std().item(), 1e-6)
+        autoencoder = teacher.autoencoder.rescaled(deviation)
+        transform = BlockDct(BlockDctConfig.fit(contexts))
         torch.manual_seed(seed)
-        autoencoder = teacher.autoencoder
         network = CsgUNet(
             NetworkConfig(classes=len(teacher.schema), latent_channels=autoencoder.channels, patch=autoencoder.patch)
         )
-        transform = BlockDct(BlockDctConfig.fit(trajectories.contexts(CONTEXTS)))
-    return CsgModel(
+    else:
+        raise TrainingError(f"teacher: {type(teacher.autoencoder).__name__} is no learned autoencoder")
+    student = CsgModel(
         network,
-        teacher.autoencoder,
+        autoencoder,
         schema=teacher.schema,
         image_size=teacher.image_size,
         role="student",
         context_transform=transform,
     )
+    return student, deviation
 
 
 def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early."""
-    student = start_student(teacher, trajectories, seed=loop.seed).to(device, memory_format=torch.channels_last)
+    student, deviation = start_student(teacher, trajectories, seed=loop.seed)
+    student = student.to(device, memory_format=torch.channels_last)
     network = student.network.train()
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
@@ -197,7 +207,7 @@ def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, ou
                 latent[chosen] = mix(first, noise[chosen], timestep[chosen])
             velocity = network(latent, network.embed_time(timestep), student.conditions(mask, context))
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
-        return ((jump - clean).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+        return ((jump - clean / deviation).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
 
     finished = fit(state, loss, loop, directory=out, label="distil")
     network.load_state_dict(state.ema)

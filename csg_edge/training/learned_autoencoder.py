@@ -7,6 +7,7 @@ channels is fed the image thrice and its output is averaged.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ class LearnedAutoencoder(Autoencoder):
     @abstractmethod
     def encode_unit(self, unit: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in -1..1 -> latent; three channels for a model of three only, as a coloured mask is."""
+
+    def rescaled(self, deviation: float) -> LearnedAutoencoder:
+        """A copy whose latents are this one's divided by `deviation`."""
+        module = copy.deepcopy(self.module)
+        module.register_to_config(scaling_factor=module.config.scaling_factor / deviation)
+        return type(self)(module)
 
     def save(self, directory: Path) -> None:
         """Write config.json and safetensors as diffusers does, in fp16, as the denoiser's weights are stored."""
