@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,40 +31,50 @@ seed_option = click.option(
 
 
 @click.command()
-@data_option
+@click.option(
+    "--config",
+    type=FOLDER,
+    default=None,
+    help="TOML file that describes the run (docs/training.md); options win over it.",
+)
+@click.option("--data", multiple=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated.")
 @out_option
-@click.option("--iterations", default=3000, show_default=True, help="May be raised when resuming.")
-@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
-@click.option("--learning-rate", default=4e-4, show_default=True, help="Step size of the optimiser.")
-@seed_option
+@click.option(
+    "--schema",
+    type=click.Choice(["msk", "own"]),
+    default=None,
+    help="Classes of the masks: our musculoskeletal ones, or those of the sets.  [default: msk, or that of --init]",
+)
+@click.option("--init", type=FOLDER, default=None, help="Teacher folder to start from, to fine-tune or extend it.")
+@click.option("--share", "shares", multiple=True, help="SET=NUMBER: how often a set is drawn, 1 if not given.")
+@click.option("--image-size", type=int, default=None, help="Side of the images, a multiple of 32.  [default: 256]")
+@click.option("--dropout", type=float, default=None, help="Share of masks and of contexts dropped.  [default: 0.1]")
+@click.option("--iterations", type=int, default=None, help="May be raised when resuming.  [default: 3000]")
+@click.option("--batch", type=int, default=None, help="Images per iteration.  [default: 16]")
+@click.option("--learning-rate", type=float, default=None, help="Step size of the optimiser.  [default: 0.0004]")
+@click.option("--sheet-every", type=int, default=None, help="Iterations between sample sheets.  [default: 500]")
+@click.option("--seed", type=int, default=None, help="The same seed gives the same run.  [default: 0]")
 @device_option
 @precision_option
-def train(
-    data: tuple[Path, ...],
-    out: Path,
-    iterations: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
-    device: str,
-    precision: str,
-) -> None:
-    """Train a teacher; run the same command again to resume. Writes OUT/teacher."""
+def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, **given: Any) -> None:
+    """Train a teacher; run the same command again to resume. Writes OUT/teacher.
+
+    OUT also holds losses.csv, TensorBoard's files and, now and then, a sheet of samples.
+    """
     _need_training()
+    from csg_edge.training.config import parse_shares, read_run
     from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.loop import LoopConfig
-    from csg_edge.training.teacher import TeacherConfig
     from csg_edge.training.teacher import train as train_teacher
 
     where = choose_device(device)
-    loop = LoopConfig(
-        iterations=iterations,
-        batch=batch,
-        learning_rate=learning_rate,
-        seed=seed,
-        precision=choose_precision(precision, where),
+    # The file may name a precision; the option wins over it, and the hardware decides where neither does.
+    chosen = None if precision == "auto" else precision
+    run = read_run(
+        config,
+        {**given, "shares": parse_shares(shares), "precision": chosen},
+        precision=choose_precision("auto", where),
     )
-    finished = train_teacher(TeacherConfig(data), loop, out=out, device=where)
+    finished = train_teacher(run.teacher, run.loop, out=out, device=where)
     click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
 
 

@@ -1,35 +1,23 @@
-"""Labelled ultrasound sets: folders of images and masks with groups and splits, all in one label schema."""
+"""Labelled ultrasound sets, from folders or a packed file: images and masks of one size in one label schema.
+
+A set is named by a path: a folder (see `layouts`), or `FILE.safetensors/SET` for a set inside a packed file (see
+`packed`). So whatever takes folders takes packed files too.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions import read_context, read_mask, resize_image, resize_mask
+from csg_edge.conditions import resize_image, resize_mask
 from csg_edge.errors import InputError
-from csg_edge.labels import LabelSchema
-
-
-@dataclass(frozen=True)
-class SetLayout:
-    """Where a public set keeps its masks and what its indices mean."""
-
-    masks: str
-    names: tuple[str, ...]
-
-
-PUBLIC_SETS = {
-    # masks_layers carries the manual aponeuroses plus derived layers: the richest condition.
-    "dltrack_aponeurosis": SetLayout(
-        "masks_layers", ("background", "aponeurosis", "superficial_tissue", "muscle", "deep_tissue")
-    ),
-    "usgra_nerve_vessel": SetLayout("masks", ("background", "nerve", "vessel")),
-}
+from csg_edge.labels import MSK_SCHEMA, LabelSchema
+from csg_edge.layouts import FolderSet, is_set, open_folder
+from csg_edge.packed import PackedSet, open_packed, packed_names
 
 
 @dataclass(frozen=True)
@@ -56,70 +44,86 @@ class LabelledSet:
 
 
 def read_set(directory: Path, schema: LabelSchema, *, split: str, size: int) -> LabelledSet:
-    """Read one split of a labelled folder.
+    """Read one split of a labelled set.
 
-    A public set, or `images/`, `masks/`, `labels.json`, `manifest.csv` as `phantom` writes.
-
-    Images and masks are stretched to (size, size). Images without a mask in the layout used are left out. Raises
-    InputError for a missing manifest, a class that the schema lacks, or a split without images.
+    Images and masks are stretched to (size, size). Raises InputError for a set that is not laid out as `layouts` says,
+    a class that the schema lacks, files that cannot be used, a packed set of another size, or a split without images.
     """
-    manifest = directory / "manifest.csv"
-    if not manifest.is_file():
+    source = open_set(directory)
+    if isinstance(source, PackedSet) and source.size != size:
         raise InputError(
-            f"{directory}: no manifest.csv; give a folder written by `csg-edge phantom` or a known public set"
+            f"{directory}: packed at size {source.size}, but size {size} is needed; pack the folders again with "
+            f"--size {size}"
         )
-    layout = PUBLIC_SETS.get(directory.name) or SetLayout("masks", _read_label_names(directory))
-    table = np.array([schema.index(name) for name in layout.names], dtype=np.uint8)
-    own_schema = LabelSchema(layout.names)
-
+    table = _class_table(source, schema)
     images, masks, names, groups = [], [], [], []
-    with manifest.open(newline="") as file:
-        rows = csv.DictReader(file)
-        columns = rows.fieldnames or ()
-        key = "idx" if "idx" in columns else "name"
-        for column in (key, "group", "split"):
-            if column not in columns:
-                raise InputError(f"{manifest}: no column {column}; write the columns name, group and split")
-        for row in rows:
-            name = row[key]
-            mask_path = directory / layout.masks / f"{name}.png"
-            if row["split"] != split or not mask_path.is_file():
-                continue
-            image = read_context(directory / "images" / f"{name}.png")
-            mask = read_mask(mask_path, own_schema)
-            if image.shape != mask.shape:
-                raise InputError(f"{mask_path}: {mask.shape} mask for a {image.shape} image; export both at one size")
-            images.append(resize_image(image, size, size))
-            masks.append(resize_mask(table[mask], size, size))
-            names.append(name)
-            groups.append(f"{directory.name}/{row['group']}")
+    for position, example in enumerate(source.examples):
+        if example.split != split:
+            continue
+        image, mask = source.read(position)
+        images.append(resize_image(image, size, size))
+        masks.append(table[resize_mask(mask, size, size)])
+        names.append(example.name)
+        groups.append(f"{source.name}/{example.group}")
     if not names:
-        raise InputError(f"{directory}: no labelled image in split {split!r}; check the split column of manifest.csv")
-    return LabelledSet(directory.name, np.stack(images), np.stack(masks), tuple(names), tuple(groups))
+        raise InputError(
+            f"{directory}: no labelled image in split {split!r}; check the split column of manifest.csv "
+            f"(splits with images: {', '.join(sorted(splits_of(directory))) or 'none'})"
+        )
+    return LabelledSet(source.name, np.stack(images), np.stack(masks), tuple(names), tuple(groups))
+
+
+def open_set(directory: Path) -> FolderSet | PackedSet:
+    """What a set holds, by name, before any pixels are read. Raises InputError if there is no set."""
+    return open_packed(directory.parent, directory.name) if directory.parent.is_file() else open_folder(directory)
 
 
 def splits_of(directory: Path) -> set[str]:
-    """The names in the split column of a set's manifest."""
-    with (directory / "manifest.csv").open(newline="") as file:
-        return {row.get("split") or "" for row in csv.DictReader(file)}
+    """The names of a set's splits that have images."""
+    return {example.split for example in open_set(directory).examples}
 
 
 def find_sets(root: Path) -> list[Path]:
-    """The folder itself if it has a manifest, else its sub-folders that have one.
+    """The folder itself if it is a labelled set, else its sub-folders that are; the sets of a packed file.
 
     Raises InputError if there is none.
     """
-    if (root / "manifest.csv").is_file():
+    if root.is_file():
+        return [root / name for name in packed_names(root)]
+    if root.parent.is_file() or is_set(root):
         return [root]
-    found = sorted(path.parent for path in root.glob("*/manifest.csv"))
+    found = sorted(path for path in root.glob("*/") if is_set(path))
     if not found:
-        raise InputError(f"{root}: no labelled set here; give a folder with manifest.csv, images/ and masks/")
+        raise InputError(
+            f"{root}: no labelled set here; give a folder with manifest.csv, images/ and masks/, images/ with masks/ "
+            "and labels.json, an nnU-Net v2 data set, or a file made by `csg-edge pack`"
+        )
     return found
 
 
-def _read_label_names(directory: Path) -> tuple[str, ...]:
-    path = directory / "labels.json"
+def schema_of(roots: Sequence[Path]) -> LabelSchema:
+    """The classes of all sets below the given paths, background first.
+
+    In the order of MSK_SCHEMA if it has them all, else in order of first appearance. Raises InputError for a set whose
+    index 0 is another class than background.
+    """
+    names: list[str] = []
+    for directory in (directory for root in roots for directory in find_sets(root)):
+        classes = open_set(directory).classes
+        if classes.names[0] != "background":
+            raise InputError(f"{directory}: class 0 is {classes.names[0]!r}; index 0 must be named background")
+        names.extend(name for name in classes.names if name not in names)
+    if set(names) <= set(MSK_SCHEMA.names):
+        names.sort(key=MSK_SCHEMA.index)
+    return LabelSchema(tuple(names))
+
+
+def _class_table(source: FolderSet | PackedSet, schema: LabelSchema) -> NDArray[np.uint8]:
+    """Index in the schema for each of the set's own indices."""
     try:
-        return tuple(json.loads(path.read_text())["names"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f'{path}: missing or unreadable; write {{"names": ["background", ...]}} there') from None
+        return np.array([schema.index(name) for name in source.classes.names], dtype=np.uint8)
+    except InputError as error:
+        raise InputError(
+            f"{source.path}: {error}; rename the class where the set names its classes, or use a model trained with "
+            "the set's own classes (csg-edge train --schema own)"
+        ) from None

@@ -201,11 +201,11 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], list[object]], str, str]] = {
     "missing mask": (lambda f: ["--mask", f / "gone.png"], "gone.png", "check the path"),
     "missing context": (lambda f: ["--context", f / "gone.png"], "gone.png", "check the path"),
     "colour mask": (
-        lambda f: ["--mask", write(f / "colour.png", np.zeros((8, 8, 3), np.uint8))],
+        lambda f: ["--mask", write(f / "colour.png", np.eye(3, dtype=np.uint8)[None])],
         "colour.png", "save class indices as 8-bit single-channel PNG",
     ),
     "16-bit mask": (
-        lambda f: ["--mask", write(f / "deep.png", np.zeros((8, 8), np.uint16))],
+        lambda f: ["--mask", write(f / "deep.png", np.full((8, 8), 256, np.uint16))],
         "deep.png", "save class indices as 8-bit single-channel PNG",
     ),
     "unknown class": (

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from csg_edge.conditions import (
     list_images,
@@ -48,14 +49,39 @@ def test_a_mask_is_read_as_it_was_saved(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("image", "problem"),
     [
-        (np.zeros((8, 8, 3), np.uint8), "a colour mask"),
+        (np.eye(3, dtype=np.uint8)[None], "a colour mask"),
         (np.zeros((8, 8, 4), np.uint8), "a colour mask"),
-        (np.zeros((8, 8), np.uint16), "a uint16 mask"),
+        (np.full((8, 8), 256, np.uint16), "a uint16 mask with values up to 256"),
     ],
     ids=["colour", "alpha", "16 bits"],
 )
-def test_masks_are_8_bit_single_channel(tmp_path: Path, image: NDArray[np.generic], problem: str) -> None:
+def test_masks_that_are_no_class_indices(tmp_path: Path, image: NDArray[np.generic], problem: str) -> None:
     assert_mask_refused(saved(tmp_path / "m.png", image), problem, "save class indices as 8-bit single-channel PNG")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("kind", ["16 bits", "three channels"])
+def test_indices_count_however_wide_they_are_stored(tmp_path: Path, suffix: str, kind: str) -> None:
+    image = MASK.astype(np.uint16) if kind == "16 bits" else np.dstack([MASK] * 3)
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / f"m{suffix}", image), MSK_SCHEMA), MASK)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+@pytest.mark.parametrize("colours", ["colours", "greys"])
+def test_indexed_colours_are_read_as_indices(tmp_path: Path, suffix: str, colours: str) -> None:
+    random = np.random.default_rng(1)
+    palette = random.integers(0, 256, 768) if colours == "colours" else np.arange(255, -1, -1).repeat(3)
+    image = Image.fromarray(MASK)
+    image.putpalette(palette.tolist())
+    image.save(tmp_path / f"m{suffix}")
+    np.testing.assert_array_equal(read_mask(tmp_path / f"m{suffix}", MSK_SCHEMA), MASK)
+
+
+def test_a_palette_of_few_bits(tmp_path: Path) -> None:
+    image = Image.fromarray(MASK % 4)
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.save(tmp_path / "m.png", bits=2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", MSK_SCHEMA), MASK % 4)
 
 
 def test_a_lossy_mask_is_refused(tmp_path: Path) -> None:
@@ -144,11 +170,36 @@ def test_a_coloured_context_is_refused(tmp_path: Path) -> None:
         read_context(path)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)], ids=["grey", "three channels"])
-def test_a_16_bit_context_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    path = saved(tmp_path / "c.png", np.full(shape, 40_000, np.uint16))
-    with pytest.raises(InputError, match=r"c\.png: a uint16 image; convert it to 8-bit grey levels"):
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_by_their_full_range(tmp_path: Path, suffix: str, channels: int) -> None:
+    levels = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    image = levels if channels == 1 else np.dstack([levels] * 3)
+    found = read_context(saved(tmp_path / f"c{suffix}", image))
+    np.testing.assert_allclose(found, levels / 257.0, atol=0.5)
+    assert (found.min(), found.max()) == (0, 255)
+
+
+def test_12_bit_levels_in_16_bits_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "c.tif", np.full((8, 8), 4095, np.uint16))  # would be 15 of 255: black
+    with pytest.raises(InputError, match=r"c\.tif: a 16-bit image with levels up to 4095 only; save it with 8 bits"):
         read_context(path)
+    assert read_context(saved(path, np.zeros((8, 8), np.uint16))).max() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_other_numbers_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = saved(tmp_path / "c.tif", np.full((8, 8), 100, dtype))
+    with pytest.raises(InputError, match=rf"c\.tif: a {np.dtype(dtype)} image; convert it to 8-bit grey levels"):
+        read_context(path)
+
+
+def test_several_images_in_one_tiff_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    path.write_bytes(cv2.imencodemulti(".tif", [MASK, MASK])[1].tobytes())
+    for read in (read_context, lambda path: read_mask(path, MSK_SCHEMA)):
+        with pytest.raises(InputError, match=r"stack\.tif: a TIFF of 2 images; save each as a file of its own"):
+            read(path)
 
 
 def test_images_of_a_folder_come_sorted_and_alone(tmp_path: Path) -> None:

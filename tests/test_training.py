@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
 from csg_edge.training.networks import NO_MASK, CsgUNet, NetworkConfig
-from csg_edge.training.process import TEACHER_TIMESTEPS, euler, heun, training_timesteps
+from csg_edge.training.process import euler, multistep, teacher_timesteps, training_timesteps
 from csg_edge.training.teacher import TeacherConfig, train
 from csg_edge.verify import read_case
 
@@ -70,20 +71,24 @@ class TestProcess:
         clean, noise = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
         torch.testing.assert_close(euler(lambda z, t: noise - clean, noise, (1.0, 0.0)), clean)
 
-    def test_heun_is_of_second_order(self) -> None:
-        """dz/dt = z from t = 1 to 0.5 shrinks by exp(-0.5); half the step, a quarter of the error."""
+    def test_multistep_is_of_second_order_at_one_evaluation_a_step(self) -> None:
+        """dz/dt = z from t = 1 to 0 shrinks by exp(-1), on uneven steps; half the step, a quarter of the error."""
         start = torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
         def error(count: int) -> float:
-            times = np.linspace(1.0, 0.5, count + 1).tolist()
-            return abs(heun(lambda z, t: z, start, times)[-1].item() - np.exp(-0.5))
+            calls = []
+            found = multistep(lambda z, t: calls.append(t) or z, start, teacher_timesteps(count))
+            assert calls == list(teacher_timesteps(count)[:-1])
+            return abs(found.item() - np.exp(-1.0))
 
-        assert error(8) / error(16) == pytest.approx(4.0, rel=0.1)
+        assert error(32) / error(64) == pytest.approx(4.0, rel=0.15)
 
-    def test_heun_spends_eleven_evaluations_on_six_steps(self) -> None:
-        calls = []
-        heun(lambda z, t: calls.append(t) or z, torch.ones(1, 1, 1, 1), TEACHER_TIMESTEPS)
-        assert len(calls) == 11
+    def test_timesteps_of_the_teacher_fall_from_noise_to_data(self) -> None:
+        for steps in (1, 2, 11, 50):
+            timesteps = teacher_timesteps(steps)
+            assert len(timesteps) == steps + 1
+            assert timesteps[0] == pytest.approx(1.0) and timesteps[-1] == 0.0
+            assert all(later < earlier for earlier, later in pairwise(timesteps))
 
     def test_timesteps_cover_noise_and_data(self) -> None:
         drawn = training_timesteps(10_000, torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from csg_edge.labels import LabelSchema
 from csg_edge.training.networks import NO_MASK
 
 Image = NDArray[np.uint8]
+LOOK_ALIKES = 8
+"""Images of other groups among which a context is drawn."""
+
 Maps = tuple[NDArray[np.float32], NDArray[np.float32]]  # x and y of each pixel, in pixels
 
 
@@ -47,7 +51,7 @@ class Look:
         if random.random() < 0.3:
             return cls(1.0, 1.0, 0.0)
         return cls(
-            float(np.exp(random.normal(0.0, 0.2))), float(np.exp(random.normal(0.0, 0.15))), random.normal(0.0, 0.2)
+            float(np.exp(random.normal(0.0, 0.25))), float(np.exp(random.normal(0.0, 0.2))), random.normal(0.0, 0.25)
         )
 
     def apply(self, image: Image) -> Image:
@@ -58,28 +62,85 @@ class Look:
 
 
 def draw_warp(shape: tuple[int, int], random: np.random.Generator, *, strength: float) -> Maps:
-    """Sampling maps for flip, zoom, shift, tilt and a smooth elastic field. Never upside down: depth has a meaning."""
-    height, width = shape
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    x, y = columns / width - 0.5, rows / height - 0.5
+    """Sampling maps of another geometry: flip, zoom, shift, tilt and a smooth elastic field.
+
+    Never upside down: depth has a meaning.
+    """
+    x, y = _grid(shape)
     if random.random() < 0.5:
         x = -x
     zoom = np.exp(random.uniform(-0.15, 0.05) * strength)
     tilt = np.deg2rad(random.uniform(-4.0, 4.0)) * strength
     shift_x, shift_y = random.uniform(-0.06, 0.06, 2) * strength
-    coarse = random.normal(0.0, 0.006 * strength, (2, 5, 5)).astype(np.float32)
-    elastic = [cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC) for field in coarse]
+    elastic = _elastic(shape, random, 0.006 * strength)
     warped_x = zoom * (x * np.cos(tilt) - y * np.sin(tilt)) + shift_x + elastic[0]
     warped_y = zoom * (x * np.sin(tilt) + y * np.cos(tilt)) + shift_y + elastic[1]
-    return ((warped_x + 0.5) * width).astype(np.float32), ((warped_y + 0.5) * height).astype(np.float32)
+    return _pixels(warped_x, warped_y)
+
+
+def draw_bend(shape: tuple[int, int], random: np.random.Generator) -> Maps:
+    """Sampling maps of a mild elastic field that vanishes at the borders.
+
+    What is made should look like the images as they are: skin at the top, the scanner's dark frame at the sides. Zoomed
+    and shifted training images taught the network to leave both out.
+    """
+    x, y = _grid(shape)
+    inside = np.cos(np.pi * x) * np.cos(np.pi * y)
+    elastic = _elastic(shape, random, 0.01)
+    return _pixels(x + inside * elastic[0], y + inside * elastic[1])
+
+
+def _grid(shape: tuple[int, int]) -> Maps:
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
+    return (columns + 0.5) / shape[1] - 0.5, (rows + 0.5) / shape[0] - 0.5
+
+
+def _elastic(shape: tuple[int, int], random: np.random.Generator, strength: float) -> list[NDArray[np.float32]]:
+    coarse = random.normal(0.0, strength, (2, 5, 5)).astype(np.float32)
+    size = (shape[1], shape[0])
+    return [np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_CUBIC), np.float32) for field in coarse]
+
+
+def _pixels(x: NDArray[np.float32], y: NDArray[np.float32]) -> Maps:
+    height, width = x.shape
+    return ((x + 0.5) * width - 0.5).astype(np.float32), ((y + 0.5) * height - 0.5).astype(np.float32)
 
 
 def warp(image: Image, maps: Maps, *, labels: bool = False) -> Image:
-    """Sample an image, or with `labels` a mask (nearest neighbour), through maps of `draw_warp`."""
-    interpolation = cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR
+    """Sample an image, or with `labels` a mask (nearest neighbour), through maps."""
+    # Lanczos: linear interpolation takes the finest speckle away, and the network learns that.
+    interpolation = cv2.INTER_NEAREST if labels else cv2.INTER_LANCZOS4
     return np.asarray(
         cv2.remap(image, *maps, interpolation=interpolation, borderMode=cv2.BORDER_REFLECT_101), dtype=np.uint8
     )
+
+
+def appearance(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, H, W) images -> (N, D) how they look: mean and deviation of grey and of fine bands in four depths.
+
+    Standardised over the images. What lies where hardly shows in it.
+    """
+    rows = []
+    for image in images:
+        grey = image.astype(np.float32) / 255.0
+        blurred = [grey, *(cv2.GaussianBlur(grey, (0, 0), width) for width in (1.0, 2.0, 4.0))]
+        bands = [grey, *(fine - coarse for fine, coarse in pairwise(blurred))]
+        parts = [part for band in bands for part in np.array_split(band, 4)]
+        rows.append([grey.mean(), grey.std()] + [np.log(part.std() + 1e-3) for part in parts])
+        rows[-1] += [part.mean() for part in np.array_split(grey, 4)]
+    found = np.array(rows, np.float32)
+    return (found - found.mean(axis=0)) / (found.std(axis=0) + 1e-6)
+
+
+def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]:
+    """(N, count) for every image the ones of other groups that look most like it, best first."""
+    found = appearance(data.images)
+    squares = np.square(found).sum(axis=1)
+    distance = squares[:, None] + squares[None, :] - 2.0 * found @ found.T
+    codes = np.unique(data.groups, return_inverse=True)[1]
+    distance[codes[:, None] == codes[None, :]] = np.inf
+    count = min(count, int((codes != np.bincount(codes).argmax()).sum()))
+    return np.argsort(distance, axis=1)[:, :count]
 
 
 class BatchSource:
@@ -97,6 +158,7 @@ class BatchSource:
         # Between uniform over groups (rare groups seen too often) and over images (long cine clips dominate).
         self.group_shares = [np.sqrt([len(group) for group in groups]) for groups in self.groups]
         self.group_shares = [share / share.sum() for share in self.group_shares]
+        self.look_alikes = [look_alikes(item) for item in sets]
 
     def draw(self, index: int) -> Batch:
         """The batch of one iteration."""
@@ -125,18 +187,21 @@ class BatchSource:
         shape = data.images.shape[1:]
         look = Look.draw(random)
 
-        maps = draw_warp(shape, random, strength=1.0)
-        image = look.apply(warp(data.images[index], maps))
-        mask = warp(data.masks[index], maps, labels=True)
-
-        # Half of the contexts show the image's own look at another geometry, half come from another group of the set:
-        # the first makes the context worth reading, the second is what happens in use.
-        source = index
+        image, mask = data.images[index], data.masks[index]
+        if random.random() < 0.5:  # the other half keeps every pixel
+            maps = draw_bend(shape, random)
+            image, mask = warp(image, maps), warp(mask, maps, labels=True)
         if random.random() < 0.5:
-            other = (group + 1 + random.integers(len(groups) - 1)) % len(groups)
-            source = int(random.choice(groups[other]))
-        context = look.apply(warp(data.images[source], draw_warp(shape, random, strength=2.5)))
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        image = look.apply(image)
 
+        # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
+        # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
+        if random.random() < 0.5:
+            context = data.images[int(random.choice(self.look_alikes[which][index]))]
+        else:
+            context = warp(data.images[index], draw_warp(shape, random, strength=2.5))
+        context = look.apply(context)
         if random.random() < self.dropout:
             mask = np.full_like(mask, NO_MASK)
         if random.random() < self.dropout:

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csg_edge.datasets import find_sets, read_set, splits_of
+from csg_edge.datasets import find_sets, read_set, schema_of, splits_of
 from csg_edge.errors import InputError
-from csg_edge.labels import MSK_SCHEMA
 from csg_edge.training.autoencoder import image_to_unit, load_autoencoder
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
@@ -66,7 +65,7 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
     The folder is diffusers' own layout with fp16 weights, latents scaled to zero mean and unit variance, and
     `reconstruction.json`, which tells how true its images are.
     """
-    sets = read_training_sets(list(config.data), MSK_SCHEMA, split="train", size=config.image_size)
+    sets = read_training_sets(list(config.data), schema_of(config.data), split="train", size=config.image_size)
     source = BatchSource(sets, [1.0] * len(sets), batch=loop.batch, dropout=0.0, seed=loop.seed)
     torch.manual_seed(loop.seed)
     network = make_network(config).to(device, memory_format=torch.channels_last)
@@ -165,7 +164,7 @@ def measure_reconstruction(folder: Path, config: AutoencoderConfig, *, device: t
     for directory in (directory for root in config.data for directory in find_sets(root)):
         split = "val" if "val" in splits_of(directory) else "train"
         splits.add(split)
-        images.append(read_set(directory, MSK_SCHEMA, split=split, size=config.image_size).images)
+        images.append(read_set(directory, schema_of([directory]), split=split, size=config.image_size).images)
     true = np.concatenate(images)
     made, square, count = [], 0.0, 0
     for begin in range(0, len(true), MEASURED):

@@ -10,9 +10,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +40,20 @@ class LoopConfig:
     seed: int = 0
     precision: str = "fp32"  # or bf16
 
+    def __post_init__(self) -> None:
+        for name, right in (
+            ("iterations", self.iterations >= 1),
+            ("batch", self.batch >= 1),
+            ("learning_rate", 0.0 < self.learning_rate < math.inf),
+            ("warmup", self.warmup >= 1),
+            ("decay", 0.0 <= self.decay <= 1.0),
+            ("ema", 0.0 <= self.ema < 1.0),
+            ("clip", self.clip > 0.0),
+            ("precision", self.precision in ("fp32", "bf16")),
+        ):
+            if not right:
+                raise TrainingError(f"{name} = {getattr(self, name)}: out of range; see docs/training.md")
+
     def rate(self, iteration: int) -> float:
         """Warm-up, constant, cosine fall.
 
@@ -57,6 +72,7 @@ class TrainingState:
     ema: dict[str, Tensor]
     optimizer: torch.optim.AdamW
     iteration: int = 0
+    recent: list[float] = field(default_factory=list)  # losses since the last row of losses.csv
 
 
 def start(network: nn.Module, config: LoopConfig) -> TrainingState:
@@ -75,14 +91,17 @@ def fit(
     directory: Path,
     label: str,
     checkpoint_seconds: float = 120.0,
+    after: Callable[[int], None] = lambda iteration: None,
 ) -> bool:
     """Run `loss(iteration)` to the configured end; returns False when stopped early by Ctrl-C or SIGTERM.
+
+    `after` is called with the number of iterations done, after each; it may look at the state but not change it.
 
     The last checkpoint is always a whole file. Raises TrainingError when the loss is not finite; the last good
     checkpoint stays.
     """
     checkpoint = directory / "checkpoint.safetensors"
-    log = LossLog(directory / "losses.csv", keep_until=state.iteration)
+    log = LossLog(directory, state)
     progress = Progress(label, config.iterations, done=state.iteration, unit="iterations")
     saved = time.monotonic()
     with stop_requested() as stopped:
@@ -103,11 +122,13 @@ def fit(
             _average(state, config.ema)
             state.iteration += 1
             log.add(state.iteration, value.item(), rate)
+            after(state.iteration)
             progress.advance(note="" if math.isnan(log.mean) else f"loss {log.mean:.4f}")
             if time.monotonic() - saved > checkpoint_seconds:
                 save_checkpoint(checkpoint, state, config)
                 saved = time.monotonic()
     save_checkpoint(checkpoint, state, config)
+    log.close()
     return state.iteration >= config.iterations
 
 
@@ -130,7 +151,7 @@ def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # One key: safetensors writes several in no fixed order, and equal states should be equal files.
-    metadata = {"run": json.dumps({"iteration": state.iteration, "config": asdict(config)})}
+    metadata = {"run": json.dumps({"iteration": state.iteration, "recent": state.recent, "config": asdict(config)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
     try:
@@ -139,6 +160,17 @@ def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
         raise TrainingError(f"{path}: cannot save ({error}); free disk space and run the same command again") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file aside, then rename it: it is there whole or not at all."""
+    aside = path.with_suffix(".partial")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:
@@ -168,7 +200,7 @@ def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
         index, field = name.split(".", 1)
         moments.setdefault(int(index), {})[field] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
-    state.iteration = run["iteration"]
+    state.iteration, state.recent = run["iteration"], run.get("recent", [])
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -195,23 +227,40 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 class LossLog:
-    """`losses.csv`: iteration, mean loss of the last LOG_EVERY iterations, learning rate."""
+    """`losses.csv`: iteration, mean loss of the last LOG_EVERY iterations, learning rate; the same to TensorBoard."""
 
-    def __init__(self, path: Path, *, keep_until: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = list(csv.reader(path.open(newline="")))[1:] if path.exists() and keep_until else []
-        self.path, self.mean = path, math.nan  # no mean before the first LOG_EVERY iterations
-        self._recent: list[float] = []
-        with path.open("w", newline="") as file:
+    def __init__(self, directory: Path, state: TrainingState) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path, self.mean = directory / "losses.csv", math.nan  # no mean before the first LOG_EVERY iterations
+        self._recent = state.recent
+        rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.exists() and state.iteration else []
+        with self.path.open("w", newline="") as file:
             # Rows written after the last checkpoint will be written again.
             csv.writer(file).writerows(
-                [["iteration", "loss", "learning_rate"], *(row for row in rows if int(row[0]) <= keep_until)]
+                [["iteration", "loss", "learning_rate"], *(row for row in rows if int(row[0]) <= state.iteration)]
             )
+        self._board = _summary_writer(directory / "tensorboard", state.iteration)
 
     def add(self, iteration: int, loss: float, rate: float) -> None:
         self._recent.append(loss)
         if iteration % LOG_EVERY == 0:
             self.mean = sum(self._recent) / len(self._recent)
-            self._recent = []
+            self._recent.clear()
             with self.path.open("a", newline="") as file:
                 csv.writer(file).writerow([iteration, f"{self.mean:.6f}", f"{rate:.3e}"])
+            if self._board:
+                self._board.add_scalar("loss", self.mean, iteration)
+                self._board.add_scalar("learning_rate", rate, iteration)
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+
+
+def _summary_writer(directory: Path, iteration: int) -> Any:
+    """TensorBoard's writer, or None where TensorBoard is not installed: losses.csv holds the same numbers."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=iteration or None)

@@ -21,7 +21,7 @@ from csg_edge.errors import TrainingError
 from csg_edge.labels import LabelSchema
 from csg_edge.training.autoencoder import Autoencoder, BlockDct, load_autoencoder
 from csg_edge.training.networks import NO_MASK, Conditions, CsgUNet, NetworkConfig, one_hot
-from csg_edge.training.process import TEACHER_TIMESTEPS, Velocity, heun
+from csg_edge.training.process import TEACHER_STEPS, Velocity, multistep, teacher_timesteps
 from csg_edge.training.storage import folder_replaced, read_json, write_json
 
 GUIDED_ABOVE = 0.45
@@ -104,9 +104,9 @@ class CsgModel(nn.Module):
         return evaluate
 
     def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
-        """Mask, context (B, H, W) uint8 and noise (B, C, h, w) -> clean latent, by Heun's method, 11 evaluations."""
+        """Mask, context (B, H, W) uint8 and noise (B, C, h, w) -> clean latent, with TEACHER_STEPS evaluations."""
         velocity = self.guided_velocity(mask, context, guidance=guidance)
-        return heun(velocity, noise, TEACHER_TIMESTEPS)[-1].float()
+        return multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS)).float()
 
     def fingerprint(self) -> str:
         """A hash of the denoiser's weights: trajectories of two teachers are not to be mixed."""

@@ -22,6 +22,7 @@ from csg_edge.errors import TrainingError
 STYLE_WIDTHS = (32, 64, 96)
 PROFILE_CHANNELS = 8
 TIME_FREQUENCIES = 64
+TOKEN_WIDTH = STYLE_WIDTHS[-1] + 2  # features and where they are: depth and side
 
 NO_MASK = 255
 """Mask value of a dropped mask; a dropped context is all zeros."""
@@ -39,6 +40,8 @@ class NetworkConfig:
     embedding: int = 192
     mask_features: int = 32
     heads: int = 4
+    deeper: int = 0  # further stages of block, attention and cross-attention at the coarsest level
+    context_tokens: bool = False  # cross-attention to the context at the coarsest level
     context_channels: int = 16  # of the context's block DCT, whatever the latents are
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class Conditions(NamedTuple):
     stem: Tensor  # (B, S, h, w) mask features, depth profile, coordinates
     class_maps: tuple[Tensor, ...]  # per level (B, K, h / 2^l, w / 2^l), fraction of each class in a pixel
     style: Tensor  # (B, E)
+    tokens: Tensor | None = None  # (B, N, D) places of the context, what they look like and where they are
 
 
 def one_hot(mask: Tensor, classes: int) -> Tensor:
@@ -90,7 +94,7 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> Any:
 
 
 class StyleEncoder(nn.Module):
-    """Block DCT of the context (B, D, h, w) -> style vector (B, E) and depth profile (B, 2 P, h, 1)."""
+    """Context bands (B, C, h, w) -> style (B, E), depth profile (B, 2 P, h, 1) and features (B, D, h / 4, w / 4)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ class StyleEncoder(nn.Module):
             nn.Linear(2 * sum(STYLE_WIDTHS), config.embedding), nn.SiLU(), nn.Linear(config.embedding, config.embedding)
         )
 
-    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         statistics = []
         features = latent
         profile = latent
@@ -113,7 +117,15 @@ class StyleEncoder(nn.Module):
             statistics += mean_and_deviation(features, dims=(2, 3))
             if level == 0:
                 profile = torch.cat(mean_and_deviation(self.profile(features), dims=(3,)), dim=1)  # (B, 2 P, h, 1)
-        return self.project(torch.cat([item.flatten(1) for item in statistics], dim=1)), profile
+        return self.project(torch.cat([item.flatten(1) for item in statistics], dim=1)), profile, features
+
+
+def coordinates(like: Tensor) -> Tensor:
+    """(1, 2, h, w) depth and side of each pixel of a (B, C, h, w) tensor, -1..1."""
+    height, width = like.shape[2:]
+    depth = torch.linspace(-1.0, 1.0, height, device=like.device).view(1, 1, height, 1).expand(1, 1, height, width)
+    side = torch.linspace(-1.0, 1.0, width, device=like.device).view(1, 1, 1, width).expand(1, 1, height, width)
+    return torch.cat([depth, side], dim=1)
 
 
 def mean_and_deviation(features: Tensor, *, dims: tuple[int, ...]) -> list[Tensor]:
@@ -171,6 +183,42 @@ class Attention(nn.Module):
         return features + self.out(mixed.transpose(2, 3).reshape(-1, channels, height, width))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of every pixel of the coarsest level to the tokens of the context."""
+
+    def __init__(self, channels: int, token_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key_value = nn.Linear(token_width, 2 * channels)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        _, channels, height, width = features.shape
+        each = channels // self.heads
+        query = self.query(self.norm(features)).reshape(-1, self.heads, each, height * width).transpose(2, 3)
+        pairs = self.key_value(tokens).reshape(-1, tokens.shape[1], 2 * self.heads, each).transpose(1, 2)
+        key, value = pairs.chunk(2, dim=1)  # each (B, heads, N, C / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return features + self.out(mixed.transpose(2, 3).reshape(-1, channels, height, width))
+
+
+class Stage(nn.Module):
+    """Block, attention to itself and to the context, at the coarsest level."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        channels = config.widths[-1]
+        self.block = Block(channels, config)
+        self.attention = Attention(channels, config.heads)
+        self.cross = CrossAttention(channels, TOKEN_WIDTH, config.heads) if config.context_tokens else None
+
+    def forward(self, features: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
+        features = self.attention(self.block(features, embedding, conditions.class_maps[-1]))
+        return features if self.cross is None else self.cross(features, conditions.tokens)
+
+
 class CsgUNet(nn.Module):
     """Velocity of the flow at (latent, timestep), given mask and context (see `process` for the flow)."""
 
@@ -194,6 +242,7 @@ class CsgUNet(nn.Module):
         self.middle_in = Block(widths[-1], config)
         self.attention = Attention(widths[-1], config.heads)
         self.middle_out = Block(widths[-1], config)
+        self.deeper = nn.ModuleList(Stage(config) for _ in range(config.deeper))
         self.up = nn.ModuleList(self._level(level) for level in levels)
         self.upsample = nn.ModuleList(nn.Conv2d(outer, inner, 3, padding=1) for inner, outer in pairwise(widths))
         self.norm = group_norm(widths[0])
@@ -210,22 +259,21 @@ class CsgUNet(nn.Module):
 
     def encode_conditions(self, classes: Tensor, context: Tensor, keep_context: Tensor) -> Conditions:
         """One-hot mask (B, K, H, W), block DCT of the context (B, D, h', w') and 1/0 per image (B,) -> Conditions."""
-        style, profile = self.style(context)
+        style, profile, features = self.style(context)
         keep = keep_context.to(style.dtype)
         mask_features = self.mask_stem(classes)
-        height, width = mask_features.shape[2:]
-        profile = fit_height(profile, height)
-        depth = torch.linspace(-1.0, 1.0, height, device=classes.device).view(1, 1, height, 1)
-        lateral = torch.linspace(-1.0, 1.0, width, device=classes.device).view(1, 1, 1, width)
+        profile = fit_height(profile, mask_features.shape[2])
         like = torch.zeros_like(mask_features[:, :1])
-        stem = torch.cat(
-            [mask_features, profile * keep.view(-1, 1, 1, 1) + torch.zeros_like(like), depth + like, lateral + like],
-            dim=1,
-        )
+        stem = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(like) + like], dim=1)
         maps = [F.avg_pool2d(classes, self.config.patch)]
         for _ in self.config.widths[1:]:
             maps.append(F.avg_pool2d(maps[-1], 2))
-        return Conditions(stem, tuple(maps), style * keep.view(-1, 1))
+        tokens = None
+        if self.config.context_tokens:
+            grid = coordinates(features)
+            tokens = torch.cat([features, grid + torch.zeros_like(features[:, :1])], dim=1)
+            tokens = (tokens * keep.view(-1, 1, 1, 1)).flatten(2).transpose(1, 2)  # (B, N, D); zeros for no context
+        return Conditions(stem, tuple(maps), style * keep.view(-1, 1), tokens)
 
     def forward(self, latent: Tensor, time_embedding: Tensor, conditions: Conditions) -> Tensor:
         """(B, C, h, w) latent, (B or 1, E) time embedding -> (B, C, h, w) velocity."""
@@ -242,6 +290,8 @@ class CsgUNet(nn.Module):
 
         features = self.middle_in(features, embedding, maps[-1])
         features = self.middle_out(self.attention(features), embedding, maps[-1])
+        for stage in self.deeper:
+            features = stage(features, embedding, conditions)
 
         for level in reversed(range(len(self.up))):
             features = features + skips[level]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from csg_edge.datacard import card_markdown, data_card
+from csg_edge.datasets import LabelledSet, find_sets, read_set, schema_of, splits_of
+from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
+from csg_edge.noise import noise_for
+from csg_edge.sheets import contact_sheet
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
-from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
+from csg_edge.training.loop import LoopConfig, TrainingState, fit, load_checkpoint, start, write_whole
 from csg_edge.training.model import CsgModel, read_json, write_json
 from csg_edge.training.networks import CsgUNet, NetworkConfig
-from csg_edge.training.process import mix, training_timesteps
+from csg_edge.training.process import TEACHER_STEPS, mix, multistep, teacher_timesteps, training_timesteps
 
-MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA))
+MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
+SCHEMAS = ("msk", "own")
+SHEET_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -25,28 +37,50 @@ class TeacherConfig:
     """Data and model of a teacher; how it is optimised is in LoopConfig."""
 
     data: tuple[Path, ...]
+    schema: str = "msk"  # or "own": the classes of the sets themselves
     image_size: int = 256
+    shares: tuple[tuple[str, float], ...] = ()  # how often a set is drawn, by name; 1 if not named
     dropout: float = 0.1  # of mask and of context, each
-    network: NetworkConfig = MSK_NETWORK
+    network: NetworkConfig | None = None  # that of `init`, or MSK_NETWORK
+    init: Path | None = None  # a teacher to start from; what it lacks starts afresh
+    sheet_every: int = 500  # iterations between sample sheets; 0 for none
+
+    def __post_init__(self) -> None:
+        for name, right, remedy in (
+            ("image_size", self.image_size >= 32 and self.image_size % 32 == 0, "a multiple of 32"),
+            ("schema", self.schema in SCHEMAS, " or ".join(SCHEMAS)),
+            ("dropout", 0.0 <= self.dropout < 1.0, "0 or more and below 1"),
+            ("sheet_every", self.sheet_every >= 0, "0 or more"),
+        ):
+            if not right:
+                raise TrainingError(f"{name} = {getattr(self, name)}: give {remedy}")
 
 
 def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
-    """Train or resume in `out`; writes `out/teacher` (EMA weights) at the end. Returns False when stopped early."""
-    sets = read_training_sets(list(config.data), MSK_SCHEMA, split="train", size=config.image_size)
-    # Every set counts alike: the classes of a small set are as much wanted as those of a large one.
-    source = BatchSource(sets, [1.0] * len(sets), batch=loop.batch, dropout=config.dropout, seed=loop.seed)
-    bands = _bands(source, out / "autoencoder.json")
+    """Train or resume in `out`; writes `out/teacher` (EMA weights) at the end. Returns False when stopped early.
+
+    Every `sheet_every` iterations `out/sheets` gets samples of the held-out split. Raises TrainingError for shares of
+    sets that are not there, or an `init` that does not fit.
+    """
+    earlier = CsgModel.load(config.init) if config.init else None
+    schema = earlier.schema if earlier else MSK_SCHEMA if config.schema == "msk" else schema_of(config.data)
+    sets = read_training_sets(list(config.data), schema, split="train", size=config.image_size)
+    source = BatchSource(sets, _weights(sets, config.shares), batch=loop.batch, dropout=config.dropout, seed=loop.seed)
+    bands = earlier.autoencoder.config if earlier else _bands(source, out / "autoencoder.json")
 
     torch.manual_seed(loop.seed)
-    network = CsgUNet(config.network).to(device, memory_format=torch.channels_last)
-    model = CsgModel(
-        network, BlockDct(bands).to(device), schema=MSK_SCHEMA, image_size=config.image_size, role="teacher"
-    )
+    shape = config.network or (earlier.network.config if earlier else MSK_NETWORK)
+    network = CsgUNet(replace(shape, classes=len(schema)))
+    if earlier:
+        _start_from(network, earlier, config.init)
+    network = network.to(device, memory_format=torch.channels_last)
+    model = CsgModel(network, BlockDct(bands).to(device), schema=schema, image_size=config.image_size, role="teacher")
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, loop)
     batches = source.stream(state.iteration, loop.iterations)
+    sheets = SampleSheets(config, model, state, out / "sheets", precision=loop.precision)
 
     def loss(iteration: int) -> Tensor:
         index, batch = next(batches)
@@ -62,10 +96,78 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
             velocity = network(mix(clean, noise, timestep), network.embed_time(timestep), conditions)
         return (velocity.float() - (noise - clean)).square().mean()
 
-    finished = fit(state, loss, loop, directory=out, label="train")
+    finished = fit(state, loss, loop, directory=out, label="train", after=sheets.draw)
     network.load_state_dict(state.ema)
     model.save(out / "teacher")
+    _write_data_card(config, out)
     return finished
+
+
+class SampleSheets:
+    """Samples of the EMA weights for the same held-out masks, contexts and noise, as training goes on.
+
+    They are a function of the weights alone, so that drawing them changes nothing in the run.
+    """
+
+    def __init__(
+        self, config: TeacherConfig, model: CsgModel, state: TrainingState, folder: Path, *, precision: str
+    ) -> None:
+        self.every, self.model, self.state, self.folder = config.sheet_every, model, state, folder
+        self.precision = precision
+        self.rows: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        if not self.every:
+            return
+        for root in config.data:
+            for directory in find_sets(root):
+                split = "val" if "val" in splits_of(directory) else "train"
+                data = read_set(directory, model.schema, split=split, size=config.image_size)
+                groups = list(data.indices_by_group().values())
+                for number in range(min(SHEET_ROWS // 2, len(groups))):
+                    context = groups[(number + 1) % len(groups)][0]
+                    self.rows.append((data.masks[groups[number][0]], data.images[context]))
+
+    def draw(self, iteration: int) -> None:
+        """Write `ITERATION.jpg` when it is time for one."""
+        if not self.every or iteration % self.every:
+            return
+        model = copy.deepcopy(self.model).eval()
+        model.network.load_state_dict(self.state.ema)
+        device = next(model.network.parameters()).device
+        made = []
+        for number, (mask, context) in enumerate(self.rows):
+            noise = torch.from_numpy(noise_for(number, model.latent_shape(1)[1:]))[None].to(device)
+            conditions = (torch.from_numpy(item)[None].to(device) for item in (mask, context))
+            with torch.inference_mode(), autocast(device, self.precision):
+                velocity = model.guided_velocity(*conditions, guidance=1.0)
+                clean = multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))
+                made.append(model.autoencoder.decode(clean.float())[0].cpu().numpy())
+        rows = [(mask, context, image) for (mask, context), image in zip(self.rows, made, strict=True)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{iteration:06d}.jpg"
+        _, encoded = cv2.imencode(".jpg", contact_sheet(rows, model.schema))
+        write_whole(path, encoded.tobytes())
+
+
+def _write_data_card(config: TeacherConfig, out: Path) -> None:
+    """What the teacher saw, beside its weights; made once, since every image is read for its hash."""
+    kept = out / "data_card.json"
+    if not kept.exists():
+        directories = [directory for root in config.data for directory in find_sets(root)]
+        write_whole(kept, (json.dumps(data_card(directories, splits=("train",)), indent=2) + "\n").encode())
+    write_whole(out / "teacher" / "data_card.json", kept.read_bytes())
+    write_whole(out / "teacher" / "data_card.md", card_markdown(read_json(kept)).encode())
+
+
+def _weights(sets: list[LabelledSet], shares: tuple[tuple[str, float], ...]) -> list[float]:
+    # Every set counts alike unless told: the classes of a small set are as much wanted as those of a large one.
+    wanted = dict(shares)
+    weights = [wanted.pop(item.name, 1.0) for item in sets]
+    if wanted:
+        names = ", ".join(item.name for item in sets)
+        raise TrainingError(f"share of {', '.join(wanted)}: no such set; the sets are {names}")
+    if not any(weights):
+        raise TrainingError("every set has a share of 0; give one a share above it")
+    return weights
 
 
 def _bands(source: BatchSource, path: Path) -> BlockDctConfig:
@@ -78,3 +180,15 @@ def _bands(source: BatchSource, path: Path) -> BlockDctConfig:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, bands.to_json())
     return BlockDctConfig.from_json(read_json(path))
+
+
+def _start_from(network: CsgUNet, earlier: CsgModel, folder: Path) -> None:
+    """Take over the weights of an earlier teacher; new parts join as they were initialised, mostly as nothing."""
+    mine, theirs = network.state_dict(), earlier.network.state_dict()
+    unfit = [name for name, value in theirs.items() if name not in mine or mine[name].shape != value.shape]
+    if unfit:
+        raise TrainingError(
+            f"{folder}: {len(unfit)} of its weights do not fit this network (first: {unfit[0]}); "
+            "give a network that only adds to it, or train without --init"
+        )
+    network.load_state_dict(theirs, strict=False)

@@ -1,0 +1,193 @@
+"""DICOM images and label maps as arrays: frames, tissue region, grey levels. pydicom is imported on use.
+
+Grey levels follow DICOM PS3.3: Modality LUT or rescale (C.11.1), VOI LUT or window (C.11.2) of the classic, top-level
+modules, MONOCHROME1 inverted, so that 255 is what a viewer shows as white. Without VOI the full range of BitsStored
+becomes 0..255; stored 8-bit levels stay as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.errors import InputError
+
+SUFFIXES = (".dcm", ".dicom")
+CHROMA_TOLERANCE = 2  # lossy JPEG rounds the chroma of a grey image by that much
+
+Region = tuple[slice, slice]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its suffix, or by the prefix `DICM` after the preamble (PS3.10)."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def frame_count(path: Path) -> int:
+    """How many frames a file has. Raises InputError if it cannot be read."""
+    return int(_open(path, pixels=False).get("NumberOfFrames") or 1)
+
+
+def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
+    """One frame as (H, W) uint8 grey levels, cropped to the ultrasound region if there is exactly one of tissue in 2-D.
+
+    frame: counted from 0; may be left out for a file of one frame. Raises InputError for an unreadable file, a codec
+    that is not installed, a colour image, or several frames when none is named.
+    """
+    dataset = _open(path)
+    pixels, photometric = _decode(dataset, path, frame)
+    region = _region(dataset, path)
+    if region:
+        pixels = pixels[region]
+    try:
+        grey = _grey(dataset, pixels, photometric, path)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        raise InputError(f"{path}: its rescale, window or palette cannot be applied ({error}); export as PNG") from None
+    return np.ascontiguousarray(grey)
+
+
+def read_indices(path: Path) -> NDArray[np.uint8]:
+    """Stored values of a single-channel, single-frame file as class indices (H, W) uint8, no window applied."""
+    dataset = _open(path)
+    if dataset.get("Modality") == "SEG":
+        raise InputError(f"{path}: DICOM SEG objects are not read; export the mask as PNG or TIFF of class indices")
+    pixels, _ = _decode(dataset, path, None)
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise InputError(f"{path}: values {pixels.min()}..{pixels.max()} are no class indices; save 8-bit indices")
+    return pixels.astype(np.uint8)
+
+
+def crop_to_region(mask: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    """Crop a mask drawn on the whole frame of `path` as `read_image` crops the frame; other masks stay as they are."""
+    dataset = _open(path, pixels=False)
+    region = _region(dataset, path)
+    if region is None or mask.shape != (dataset.get("Rows"), dataset.get("Columns")):
+        return mask
+    return np.ascontiguousarray(mask[region])
+
+
+def _open(path: Path, *, pixels: bool = True) -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise InputError(f"{path}: reading DICOM needs pydicom; pip install 'csg-edge[dicom]'") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values are common in the field; what matters is checked here
+            dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error}); check the path") from None
+    except Exception:  # a damaged file makes the parser fail anywhere
+        raise InputError(f"{path}: not a readable DICOM file; export it again") from None
+    return dataset
+
+
+def _decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
+    """(H, W) or (H, W, 3) stored values and the photometric interpretation they have after decoding."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frame is None and frames > 1:
+        raise InputError(f"{path}: {frames} frames; export the one you want as a file of its own")
+    if not 0 <= (frame or 0) < frames:
+        raise InputError(f"{path}: no frame {frame}; it has {frames}")
+    if "PixelData" not in dataset:
+        raise InputError(f"{path}: no pixel data; give a DICOM image")
+    syntax: Any = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    try:
+        decoder = get_decoder(syntax)
+    except (NotImplementedError, TypeError, AttributeError, ValueError):
+        raise InputError(f"{path}: transfer syntax {syntax} is not known; export it uncompressed") from None
+    if not decoder.is_available:
+        raise InputError(
+            f"{path}: no decoder for {syntax.name} is installed; install one that pydicom uses (pylibjpeg, gdcm) "
+            "or export it uncompressed"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Raw, so that the luma of YBR data stays as stored.
+            pixels, properties = decoder.as_array(dataset, index=frame or 0, raw=True)
+    except Exception:  # decoders fail in as many ways as there are damaged files
+        raise InputError(f"{path}: its pixel data cannot be decoded; export it again, uncompressed") from None
+    return pixels, str(properties["photometric_interpretation"])
+
+
+def _region(dataset: Any, path: Path) -> Region | None:
+    """Rows and columns of the only 2-D tissue region (PS3.3 C.8.5.5: spatial format 1, data type 1), if there is one.
+
+    None without regions, with several of tissue (which one is meant?), or when it is the whole frame.
+    """
+    tissue = [
+        item for item in dataset.get("SequenceOfUltrasoundRegions") or ()
+        if item.get("RegionSpatialFormat") == 1 and item.get("RegionDataType") == 1
+    ]  # fmt: skip
+    if len(tissue) != 1:
+        return None
+    corners = [tissue[0].get(f"RegionLocation{corner}") for corner in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+    if None in corners:
+        return None
+    left, top, right, bottom = (int(corner) for corner in corners)
+    height, width = int(dataset.Rows), int(dataset.Columns)
+    right, bottom = min(right + 1, width), min(bottom + 1, height)  # the corners belong to the region
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise InputError(f"{path}: its ultrasound region lies outside the image; export it as PNG, cropped to tissue")
+    whole = (left, top, right, bottom) == (0, 0, width, height)
+    return None if whole else (slice(top, bottom), slice(left, right))
+
+
+def _grey(dataset: Any, pixels: NDArray[Any], photometric: str, path: Path) -> NDArray[np.uint8]:
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+
+    if photometric == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+        if pixels.dtype == np.uint16:
+            pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 3:
+        return _grey_of_colour(pixels, photometric, path)
+    values = apply_modality_lut(pixels, dataset)
+    low, high = _modality_range(dataset)
+    if luts := dataset.get("VOILUTSequence"):
+        values = apply_voi_lut(values.astype(np.int64), dataset)
+        low, high = 0.0, 2.0 ** int(luts[0].LUTDescriptor[2]) - 1
+    elif dataset.get("WindowWidth") and dataset.get("WindowCenter") is not None:
+        values = apply_voi_lut(values, dataset)
+    levels = np.rint((values.astype(np.float64) - low) / (high - low) * 255.0).clip(0, 255).astype(np.uint8)
+    return np.asarray(255 - levels if photometric == "MONOCHROME1" else levels, dtype=np.uint8)
+
+
+def _grey_of_colour(pixels: NDArray[Any], photometric: str, path: Path) -> NDArray[np.uint8]:
+    if pixels.dtype != np.uint8:
+        raise InputError(f"{path}: a colour image of {pixels.dtype} levels; give plain greyscale B-mode")
+    values = pixels.astype(np.int16)
+    if photometric.startswith("YBR"):
+        coloured = np.abs(values[..., 1:] - 128).max() > CHROMA_TOLERANCE
+    else:
+        coloured = np.ptp(values, axis=2).max() > 0
+    if coloured:
+        raise InputError(f"{path}: a colour image (Doppler or annotations?); give plain greyscale B-mode")
+    return np.asarray(pixels[..., 0], dtype=np.uint8)
+
+
+def _modality_range(dataset: Any) -> tuple[float, float]:
+    """Lowest and highest value that modality LUT or rescale can give; windowing keeps this range (PS3.3 C.11.2.1.2)."""
+    if luts := dataset.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(luts[0].LUTDescriptor[2]) - 1
+    bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation"))
+    ends = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is not None and intercept is not None:
+        ends = (ends[0] * float(slope) + float(intercept), ends[1] * float(slope) + float(intercept))
+    return ends
