@@ -88,11 +88,18 @@ def test_vq_takes_the_code_that_diffusers_takes(tmp_path: Path, images: Tensor) 
         assert (autoencoder.decode(latent) - ((expected + 1) * 127.5).clamp(0, 255)).abs().max() <= 0.51
 
 
-@pytest.mark.parametrize(("name", "message"), [("AutoencoderTiny", "give one of BlockDct"), (None, "class None")])
+@pytest.mark.parametrize(("name", "message"), [("AutoencoderTiny", "give one of BlockDct"), (None, "class 'None'")])
 def test_another_class_is_refused(tmp_path: Path, name: str | None, message: str) -> None:
     write_kl_autoencoder(tmp_path)
     change_json(tmp_path / "config.json", _class_name=name)
     with pytest.raises(TrainingError, match=message):
+        load_autoencoder(tmp_path)
+
+
+def test_a_scale_of_nothing_is_refused(tmp_path: Path) -> None:
+    write_kl_autoencoder(tmp_path)
+    change_json(tmp_path / "config.json", scaling_factor=0)
+    with pytest.raises(TrainingError, match="scaling_factor 0; give a number above 0"):
         load_autoencoder(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +33,11 @@ from csg_edge.phantom import write_phantoms
 from csg_edge.quality.cases import make_with_teacher, plan_cases, read_real
 from csg_edge.training import distil
 from csg_edge.training.bridge import PREDICTIONS, BrownianBridge
-from csg_edge.training.diffusers_files import make_scheduler
-from csg_edge.training.diffusers_teacher import DiffusersProcess, DiffusersTeacher
+from csg_edge.training.diffusers_files import MODULES, make_scheduler
+from csg_edge.training.diffusers_teacher import BRIDGE, FLOW, SCHEDULES, DiffusersProcess, DiffusersTeacher
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import NO_MASK
+from csg_edge.training.teacher_format import SAMPLERS, TeacherFormat
 from csg_edge.training.teachers import folder_digest, load_teacher
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -291,6 +293,26 @@ class TestStudent:
             distil.make_trajectories(
                 load_teacher(epsilon, steps=2), config, tmp_path / "t", device=CPU, precision="fp32"
             )
+
+
+class TestDocument:
+    """docs/teacher-format.md is what a user writes a folder by."""
+
+    text = (Path(__file__).parents[1] / "docs" / "teacher-format.md").read_text(encoding="utf-8")
+
+    def test_its_examples_are_read(self) -> None:
+        found = [
+            json.loads(block) for block in re.findall(r"\n\n((?:    .*\n)+)", self.text) if block.startswith("    {")
+        ]
+        formats = [TeacherFormat.from_json(item) for item in found if "format" in item]
+        bridges = [BrownianBridge.from_json(item) for item in found if item.get("_class_name") == "BrownianBridge"]
+        assert formats and bridges
+        assert formats[0].droppable and formats[0].steps == 50
+        assert bridges[0] == BrownianBridge()
+
+    def test_it_names_every_class_that_is_read(self) -> None:
+        for name in (*MODULES, *SCHEDULES, FLOW, BRIDGE, *SAMPLERS, *PREDICTIONS):
+            assert f"`{name}`" in self.text, name
 
 
 def test_a_validation_samples_any_teacher(epsilon: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def load_autoencoder(directory: Path) -> Autoencoder:
     Raises TrainingError for a folder that is missing, damaged or of another class, or whose weights are a pickle.
     """
     config = read_json(directory / "config.json")
-    name = config.get("_class_name")
+    name = str(config.get("_class_name"))
     if name == "BlockDct":
         return BlockDct(BlockDctConfig.from_json(config))
     from csg_edge.training.learned_autoencoder import LEARNED, load_learned

@@ -45,6 +45,8 @@ class LearnedAutoencoder(Autoencoder):
         deviation = config.get("latents_std") or [1.0] * self.channels
         if not len(mean) == len(deviation) == self.channels:
             raise TrainingError(f"autoencoder: latents_mean and latents_std need {self.channels} values each")
+        if not isinstance(config.scaling_factor, (int, float)) or not config.scaling_factor > 0:
+            raise TrainingError(f"autoencoder: scaling_factor {config.scaling_factor!r}; give a number above 0")
         scale = config.scaling_factor / torch.tensor(deviation, dtype=torch.float32)
         self.register_buffer("latent_mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("latent_scale", scale.view(1, -1, 1, 1), persistent=False)

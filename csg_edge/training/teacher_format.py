@@ -122,7 +122,7 @@ def _palette(values: Any) -> Palette:
         )
     colours = [tuple(item) if isinstance(item, list) else (item,) for item in values]
     whole = all(isinstance(level, int) and 0 <= level <= 255 for colour in colours for level in colour)
-    if not whole or len({len(colour) for colour in colours} | {1, 3}) != 2 or len({len(c) for c in colours}) > 1:
+    if not whole or {len(colour) for colour in colours} not in ({1}, {3}, set()):
         raise TrainingError(
             "csg.json: mask: palette: give each class one grey level, or each [red, green, blue], 0..255"
         )
