@@ -28,6 +28,7 @@ from csg_edge.training.storage import folder_replaced, write_json
 
 DOWNSAMPLES = (2, 4, 8, 16)
 ATTENTION_FROM = 8  # at finer latents, attention over all pixels costs more than all else
+NORM_GROUPS = 4  # with fewer than four channels in a group, normalising takes the brightness away
 SCALES = (1, 2, 4)
 TILE = 32  # pixels: some speckles wide, yet local
 POWER_FLOOR = (2.0 / 255.0) ** 2 / 12.0  # of rounding to uint8, in units of -1..1
@@ -43,7 +44,7 @@ class AutoencoderConfig:
     image_size: int = 256
     channels: int = 4
     downsample: int = 8
-    width: int = 32  # channels at full size; doubled at each of the first two levels below
+    width: int = 16  # channels at full size; doubled at each of the first two levels below
     gradient: float = 1.0
     spectrum: float = 0.02
     kl: float = 1e-4
@@ -110,7 +111,7 @@ def make_network(config: AutoencoderConfig) -> Any:
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=NORM_GROUPS,
         sample_size=config.image_size,
         mid_block_add_attention=config.downsample >= ATTENTION_FROM,
     )
