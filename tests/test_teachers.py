@@ -27,7 +27,7 @@ from torch import Tensor
 
 from csg_edge.cli import main
 from csg_edge.errors import CsgEdgeError, InputError, TrainingError
-from csg_edge.labels import MSK_SCHEMA
+from csg_edge.labels import MSK_SCHEMA, NO_MASK
 from csg_edge.noise import noise_for
 from csg_edge.phantom import write_phantoms
 from csg_edge.quality.cases import make_with_teacher, plan_cases, read_real
@@ -36,7 +36,6 @@ from csg_edge.training.bridge import PREDICTIONS, BrownianBridge
 from csg_edge.training.diffusers_files import MODULES, make_scheduler
 from csg_edge.training.diffusers_teacher import BRIDGE, FLOW, SCHEDULES, DiffusersProcess, DiffusersTeacher
 from csg_edge.training.model import CsgModel
-from csg_edge.training.networks import NO_MASK
 from csg_edge.training.teacher_format import SAMPLERS, TeacherFormat
 from csg_edge.training.teachers import folder_digest, load_teacher
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from csg_edge.bundle import read_bundle
 from csg_edge.errors import TrainingError
 from csg_edge.export.graph import FewStepGraph
-from csg_edge.labels import MSK_SCHEMA
+from csg_edge.labels import MSK_SCHEMA, NO_MASK
 from csg_edge.noise import noise_for
 from csg_edge.training import distil, loop
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, dct_matrix
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
-from csg_edge.training.networks import NO_MASK, CsgUNet, NetworkConfig
+from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import euler, multistep, teacher_timesteps, training_timesteps
 from csg_edge.training.teacher import TeacherConfig, train
 from csg_edge.verify import read_case

@@ -24,9 +24,6 @@ PROFILE_CHANNELS = 8
 TIME_FREQUENCIES = 64
 TOKEN_WIDTH = STYLE_WIDTHS[-1] + 2  # features and where they are: depth and side
 
-NO_MASK = 255
-"""Mask value of a dropped mask; a dropped context is all zeros."""
-
 
 @dataclass(frozen=True)
 class NetworkConfig:
