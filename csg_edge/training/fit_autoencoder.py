@@ -56,8 +56,9 @@ class AutoencoderConfig:
             raise InputError(f"--channels {self.channels}: give 1 to 64 latent channels")
         if self.width < 16 or self.width % 16:
             raise InputError(f"--width {self.width}: give a multiple of 16")
-        if self.image_size < 2 * TILE or self.image_size % max(TILE, 4 * self.downsample):
-            raise InputError(f"--size {self.image_size}: give a multiple of {max(2 * TILE, 4 * self.downsample)}")
+        multiple = max(TILE, 4 * self.downsample)
+        if self.image_size < 2 * TILE or self.image_size % multiple:
+            raise InputError(f"--size {self.image_size}: give a multiple of {multiple} from {2 * TILE}")
 
 
 def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
