@@ -230,6 +230,10 @@ class TestConditions:
         with pytest.raises(TrainingError, match=r"--guidance 2.0: .* give 1"):
             make(teacher, *conditions(), noises(teacher), guidance=2.0)
         monkeypatch.setattr(distil, "SHARD", 8)
+        guided = distil.DistilConfig((phantom_set,), trajectories=16, guidance=2.0)
+        with pytest.raises(TrainingError, match=r"--guidance 2.0: .* give 1"):
+            distil.make_trajectories(teacher, guided, tmp_path / "guided", device=CPU, precision="fp32")
+        assert not (tmp_path / "guided").exists()
         config = distil.DistilConfig((phantom_set,), trajectories=16)
         distil.make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
         stored = distil.Trajectories(tmp_path, 16)

@@ -59,8 +59,13 @@ def make_trajectories(
 ) -> bool:
     """Fill `directory` with shards of SHARD trajectories each, skipping those already there.
 
-    Returns False when stopped early.
+    Returns False when stopped early. Raises TrainingError, before anything is written, for guidance that the teacher
+    does not know.
     """
+    if config.guidance != 1.0 and not teacher.droppable:
+        raise TrainingError(
+            f"--guidance {config.guidance}: this teacher knows no dropped conditions (`dropped` in its csg.json); give 1"
+        )
     sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
     dropout = DROPOUT if teacher.droppable else 0.0
     source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed)
