@@ -64,7 +64,7 @@ def make_trajectories(
     """
     if config.guidance != 1.0 and not teacher.droppable:
         raise TrainingError(
-            f"--guidance {config.guidance}: this teacher knows no dropped conditions (`dropped` in its csg.json); give 1"
+            f"--guidance {config.guidance}: this teacher knows no dropped conditions (see its csg.json); give 1"
         )
     sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
     dropout = DROPOUT if teacher.droppable else 0.0
@@ -110,7 +110,7 @@ def _fingerprint(teacher: Teacher, config: DistilConfig) -> dict[str, Any]:
 
 def _check_same(path: Path, wanted: dict[str, Any]) -> None:
     # Trajectories of two teachers in one folder would be averaged without a word.
-    if not path.exists():
+    if not path.exists() or not any(path.parent.glob("shard-*.safetensors")):
         write_json(path, wanted)
     elif (found := read_json(path)) != wanted:
         changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
