@@ -14,7 +14,7 @@ import click
 from csg_edge import __version__
 from csg_edge.cli_build import build, need
 from csg_edge.cli_data import pack
-from csg_edge.cli_train import distill, export, train
+from csg_edge.cli_train import distill, export, train, train_autoencoder
 from csg_edge.errors import CsgEdgeError
 from csg_edge.quality.commands import fit_evaluators, validate
 
@@ -276,6 +276,7 @@ def phantom(out: Path, count: int, seed: int, size: int, as_json: bool) -> None:
 
 main.add_command(pack)
 main.add_command(train)
+main.add_command(train_autoencoder)
 main.add_command(distill)
 main.add_command(export)
 main.add_command(build)
