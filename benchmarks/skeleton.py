@@ -113,10 +113,9 @@ def teacher_images(folder: Path, cases: list[Case]) -> list[Image]:
     """The teacher on the same cases, the same noise, one seed."""
     import torch
 
-    from csg_edge.training.model import CsgModel
-    from csg_edge.training.process import TEACHER_STEPS, multistep, teacher_timesteps
+    from csg_edge.training.teachers import load_teacher
 
-    teacher = CsgModel.load(folder).eval()
+    teacher = load_teacher(folder).eval()
     progress = Progress("teacher", len(cases), unit="images")
     images: list[Image] = []
     for start in range(0, len(cases), 8):
@@ -126,10 +125,8 @@ def teacher_images(folder: Path, cases: list[Case]) -> list[Image]:
         shape = teacher.latent_shape(1)[1:]
         noise = torch.from_numpy(np.stack([noise_for(start + i, shape) for i in range(len(batch))]))
         with torch.no_grad():
-            velocity = teacher.guided_velocity(mask, context, guidance=2.0)
-            images += list(
-                teacher.autoencoder.decode(multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))).numpy()
-            )
+            clean = teacher.integrate(mask, context, noise, guidance=2.0)
+            images += list(teacher.autoencoder.decode(clean).numpy())
         progress.advance(len(batch))
     return images
 

@@ -15,11 +15,24 @@ from csg_edge import __version__
 from csg_edge.cli_bench import bench
 from csg_edge.cli_build import build, need
 from csg_edge.cli_data import pack
-from csg_edge.cli_train import distill, export, train
+from csg_edge.cli_train import distill, export, train, train_autoencoder
 from csg_edge.errors import CsgEdgeError
 from csg_edge.quality.commands import fit_evaluators, validate
 
 FOLDER = click.Path(path_type=Path)
+
+
+WITHOUT = Path()  # what `none` becomes; click takes None for an option that was not given
+
+
+class Condition(click.Path):
+    """A file or folder, or `none`: go without. A folder of that name is given as ./none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return WITHOUT if value == "none" else super().convert(value, param, ctx)
+
+
+CONDITION = Condition(path_type=Path)
 
 
 class OneLineErrors(click.Group):
@@ -80,12 +93,14 @@ main.add_command(fit_evaluators)
 
 
 @main.command()
-@click.option("--mask", required=True, type=FOLDER, help="Mask file or folder: 8-bit class indices.")
+@click.option(
+    "--mask", required=True, type=CONDITION, help="Mask file or folder: 8-bit class indices. none: context alone."
+)
 @click.option(
     "--context",
     required=True,
-    type=FOLDER,
-    help="Context image or folder; a folder with the masks' names pairs by name.",
+    type=CONDITION,
+    help="Context image or folder; a folder with the masks' names pairs by name. none: mask alone.",
 )
 @out_option
 @bundle_option
@@ -96,19 +111,30 @@ main.add_command(fit_evaluators)
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16 or int8.")
 @click.option("--steps", default=1, show_default=True, help="Denoiser evaluations per image: 1, 2 or 4.")
 @seed_option
-@click.option("--count", default=1, show_default=True, help="Images per mask.")
+@click.option("--count", default=1, show_default=True, help="Images per mask, or per context with --mask none.")
+@click.option(
+    "--select",
+    type=click.Choice(["nearest", "random", "diverse"]),
+    help="How contexts are chosen from a folder: nearest in style to --like, drawn by the seed, or unlike each other. "
+    "Default: by name, else drawn.",
+)
+@click.option("--like", type=FOLDER, help="Image whose style contexts shall have, or a folder with the masks' names.")
+@click.option("--vary", help="Vary the masks first, for example deform:0.5,tilt:3deg; docs/conditions.md lists all.")
+@click.option("--vary-count", default=1, show_default=True, help="Varied masks made of each mask.")
 @click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor fill the cache of compiled engines and verdicts.")
 @json_option
 def generate(
-    mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str, steps: int,
-    seed: int, count: int, sheet: bool, no_cache: bool, as_json: bool,
+    mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str,
+    steps: int, seed: int, count: int, select: str | None, like: Path | None, vary: str | None, vary_count: int,
+    sheet: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make an image for each mask, with the appearance of a context."""
     from csg_edge import folders
     from csg_edge.generator import load
 
-    jobs = folders.plan(mask, context, count=count, seed=seed)
+    given = (None if path is WITHOUT else path for path in (mask, context))
+    jobs = folders.plan(*given, count=count, seed=seed, select=select, like=like, vary=vary, vary_count=vary_count)
     folders.check_output(out, jobs)
     with load(
         bundle, runtime=runtime, device=device, precision=precision, steps=steps, cache=not no_cache
@@ -251,6 +277,7 @@ def phantom(out: Path, count: int, seed: int, size: int, as_json: bool) -> None:
 
 main.add_command(pack)
 main.add_command(train)
+main.add_command(train_autoencoder)
 main.add_command(distill)
 main.add_command(export)
 main.add_command(build)

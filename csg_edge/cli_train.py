@@ -1,4 +1,4 @@
-"""The commands that make models: `train`, `distill`, `export`. Torch is imported inside them."""
+"""The commands that make models: `train`, `train-autoencoder`, `distill`, `export`. Torch is imported inside them."""
 
 from __future__ import annotations
 
@@ -78,6 +78,53 @@ def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, 
     click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
 
 
+@click.command("train-autoencoder")
+@data_option
+@out_option
+@click.option("--channels", default=4, show_default=True, help="Latent channels.")
+@click.option(
+    "--downsample", default=8, show_default=True, help="Image pixels per latent pixel, each way: 2, 4, 8, 16."
+)
+@click.option(
+    "--width",
+    default=16,
+    show_default=True,
+    help="Feature channels at full size; decoding at 256 x 256 costs 4 GMAC with 16, 15 with 32.",
+)
+@click.option("--size", default=256, show_default=True, help="Side of the images.")
+@click.option("--iterations", default=10_000, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=8, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def train_autoencoder(
+    data: tuple[Path, ...], out: Path, channels: int, downsample: int, width: int, size: int, iterations: int,
+    batch: int, learning_rate: float, seed: int, device: str, precision: str,
+) -> None:  # fmt: skip
+    """Train a KL autoencoder for latent diffusion; run the same command again to resume. Writes OUT/autoencoder."""
+    _need_training()
+    from csg_edge.training import fit_autoencoder
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+
+    where = choose_device(device)
+    config = fit_autoencoder.AutoencoderConfig(
+        data, image_size=size, channels=channels, downsample=downsample, width=width
+    )
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=choose_precision(precision, where),
+    )
+    finished = fit_autoencoder.train_autoencoder(config, loop, out=out, device=where)
+    click.echo(
+        f"autoencoder in {out / 'autoencoder'}" + ("" if finished else "; stopped early, run the same command to go on")
+    )
+
+
 @click.command()
 @click.argument("teacher", type=FOLDER)
 @data_option
@@ -86,6 +133,12 @@ def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, 
     "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay in OUT."
 )
 @click.option("--guidance", default=1.0, show_default=True, help="Classifier-free guidance baked into the student.")
+@click.option(
+    "--teacher-steps",
+    type=int,
+    default=None,
+    help="Sampling steps of a teacher in diffusers layout; as its csg.json says if not given.",
+)
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
 @click.option("--batch", default=16, show_default=True, help="Images per iteration.")
 @click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
@@ -93,19 +146,22 @@ def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, 
 @device_option
 @precision_option
 def distill(
-    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, iterations: int, batch: int,
-    learning_rate: float, seed: int, device: str, precision: str,
+    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, teacher_steps: int | None,
+    iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
-    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student."""
+    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
+
+    TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
+    """
     _need_training()
     from csg_edge.training import distil
     from csg_edge.training.device import choose_device, choose_precision
     from csg_edge.training.loop import LoopConfig
-    from csg_edge.training.model import CsgModel
+    from csg_edge.training.teachers import load_teacher
 
     where = choose_device(device)
     arithmetic = choose_precision(precision, where)
-    model = CsgModel.load(teacher)
+    model = load_teacher(teacher, steps=teacher_steps)
     config = distil.DistilConfig(data, trajectories, guidance, seed)
     folder = out / "trajectories"
     finished = distil.make_trajectories(model, config, folder, device=where, precision=arithmetic)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from csg_edge import dicom
 from csg_edge.errors import InputError
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", *dicom.SUFFIXES)
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -66,11 +66,13 @@ def read_mask(path: Path, schema: LabelSchema) -> NDArray[np.uint8]:
             f"{path}: a {array.dtype} mask with values up to {array.max()}; "
             "save class indices as 8-bit single-channel PNG"
         )
+    if array.size and (array == NO_MASK).all():
+        raise InputError(f"{path}: {NO_MASK} everywhere, which means no mask; give --mask none if that is meant")
     return check_mask(array, schema, name=str(path))
 
 
 def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> NDArray[np.uint8]:
-    """Return the mask if it is (H, W) uint8 with every index inside the schema.
+    """Return the mask if it is (H, W) uint8 with every index inside the schema, or NO_MASK everywhere.
 
     Raise InputError naming it otherwise.
     """
@@ -79,7 +81,7 @@ def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> ND
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
         raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; give class indices as (H, W) uint8")
     highest = int(mask.max())
-    if highest >= len(schema):
+    if highest >= len(schema) and not (mask == NO_MASK).all():
         raise InputError(
             f"{name}: class index {highest} is outside the schema 0..{len(schema) - 1} ({', '.join(schema.names)}); "
             "map your classes to these indices"

@@ -54,7 +54,8 @@ class Generator:
     ) -> Image:
         """One image per mask.
 
-        masks: N (H, W) uint8 class indices; contexts: N, or one for all, (H, W) uint8 grey levels; any size,
+        masks: N (H, W) uint8 class indices; contexts: N, or one for all, (H, W) uint8 grey levels. A mask of 255
+        everywhere means no mask, a context of zeros no context. Any size,
         stretched to the bundle's image size. seeds: N integers in 0..2^64-1; the same mask, context and seed give the
         same bytes whatever else is in the call. out: (N, H, W) uint8 to write into. Returns (N, H, W) uint8. Raises
         InputError before anything is generated, EngineError if the generator is closed or the runtime fails.

@@ -48,3 +48,6 @@ MSK_SCHEMA = LabelSchema(
     )
 )
 """Musculoskeletal schema shared by the phantom, the two public sets and the shipped bundle."""
+
+NO_MASK = 255
+"""A mask of this value everywhere says nothing about structure: the model is left to its context."""

@@ -241,7 +241,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], list[object]], str, str]] = {
     ),
     "image named as the sheet": (
         lambda f: ["--mask", (f / "masks/000001.png").rename(f / "masks/contact_sheet.png")],
-        "masks/contact_sheet.png", "rename the mask",
+        "masks/contact_sheet.png", "rename this file",
     ),
     "output is a file": (lambda f: ["--out", file_in_the_way(f / "taken")], "taken", "give a folder"),
     "output below a file": (lambda f: ["--out", file_in_the_way(f / "taken") / "out"], "taken/out", "choose another"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from csg_edge.conditions import (
+    check_mask,
     list_images,
     read_context,
     read_mask,
@@ -21,7 +22,7 @@ from csg_edge.conditions import (
     write_png,
 )
 from csg_edge.errors import InputError
-from csg_edge.labels import MSK_SCHEMA
+from csg_edge.labels import MSK_SCHEMA, NO_MASK
 
 MASK = np.random.default_rng(0).integers(0, len(MSK_SCHEMA), (64, 48), dtype=np.uint8)
 PNG = cv2.imencode(".png", MASK)[1].tobytes()
@@ -89,10 +90,20 @@ def test_a_lossy_mask_is_refused(tmp_path: Path) -> None:
     assert_mask_refused(path, "masks need a lossless format", "save it as PNG or TIFF")
 
 
-@pytest.mark.parametrize("index", [10, 255])
+@pytest.mark.parametrize("index", [10, 254])
 def test_an_index_outside_the_schema_is_refused(tmp_path: Path, index: int) -> None:
     path = saved(tmp_path / "m.png", np.full((8, 8), index, np.uint8))
     assert_mask_refused(path, f"class index {index} is outside the schema 0..9 (background, aponeurosis", "map your")
+
+
+def test_no_mask_is_an_array_of_255_but_never_a_file(tmp_path: Path) -> None:
+    nothing = np.full((8, 8), NO_MASK, np.uint8)
+    assert check_mask(nothing, MSK_SCHEMA, name="mask") is nothing
+    # A binary mask that happens to be full would pass for none in silence.
+    assert_mask_refused(saved(tmp_path / "m.png", nothing), "255 everywhere", "give --mask none")
+    nothing[0, 0] = 1
+    with pytest.raises(InputError, match="class index 255 is outside the schema"):
+        check_mask(nothing, MSK_SCHEMA, name="mask")
 
 
 @pytest.mark.parametrize("cut", [8, 20, 33, 60, len(PNG) // 2, len(PNG) - 12, len(PNG) - 1])

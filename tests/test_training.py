@@ -14,16 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from csg_edge.bundle import read_bundle
 from csg_edge.errors import TrainingError
-from csg_edge.labels import MSK_SCHEMA
+from csg_edge.export.graph import FewStepGraph
+from csg_edge.labels import MSK_SCHEMA, NO_MASK
+from csg_edge.noise import noise_for
 from csg_edge.training import distil, loop
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, dct_matrix
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
-from csg_edge.training.networks import NO_MASK, CsgUNet, NetworkConfig
+from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import euler, multistep, teacher_timesteps, training_timesteps
 from csg_edge.training.teacher import TeacherConfig, train
+from csg_edge.verify import read_case
 
 TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
 SIZE = 64
@@ -150,6 +154,17 @@ class TestModelFolder:
         assert (loaded.role, loaded.image_size, loaded.schema) == ("teacher", SIZE, MSK_SCHEMA)
         for name, value in teacher.network.state_dict().items():
             torch.testing.assert_close(loaded.network.state_dict()[name], value.half().float(), atol=0, rtol=0)
+
+    def test_the_shipped_student_still_makes_its_golden_images(self, shipped: Path) -> None:
+        """Its folder was written before contexts had a transform of their own."""
+        bundle = read_bundle(shipped)
+        student = CsgModel.load(Path(__file__).parents[1] / "export" / "msk-256.student").eval()
+        case = bundle.manifest.golden[0]
+        mask, context, expected = read_case(bundle, case, 1)
+        noise = noise_for(case.seed, student.latent_shape(1)[1:])
+        with torch.no_grad():
+            image = FewStepGraph(student, 1)(*(torch.from_numpy(item[None]) for item in (mask, context, noise)))[0]
+        assert (np.abs(image.numpy().astype(int) - expected) <= 1).mean() >= 0.999
 
     def test_damage_is_named(self, teacher: CsgModel, tmp_path: Path) -> None:
         teacher.save(tmp_path / "teacher")

@@ -116,13 +116,13 @@ def graph_name(steps: int, *, batch: int | None, precision: str = "fp32") -> str
 
 def check_student(model: CsgModel) -> None:
     """Raise InputError unless the model is a student whose parts fit together at its image size."""
-    config, block = model.network.config, model.autoencoder.config.block
+    config, autoencoder = model.network.config, model.autoencoder
     if model.role != "student":
         raise InputError(f"student: this is a {model.role}; make a student of it with `csg-edge distill`")
-    if config.latent_channels != block**2 or config.patch != block:
+    if config.latent_channels != autoencoder.channels or config.patch != autoencoder.patch:
         raise InputError(
             f"student: the network has {config.latent_channels} latent channels at 1/{config.patch} size, the "
-            f"autoencoder makes {block**2} at 1/{block}; they are from two models, distil again"
+            f"autoencoder makes {autoencoder.channels} at 1/{autoencoder.patch}; they are from two models, distil again"
         )
     multiple = max(SIZE_MULTIPLE, config.patch * 2 ** (len(config.widths) - 1))
     if not 0 < model.image_size <= MAX_IMAGE_SIZE or model.image_size % multiple:

@@ -116,16 +116,14 @@ def make_with_engine(generator: Generator, cases: Cases, *, label: str) -> Sampl
 
 
 def make_with_teacher(folder: Path, cases: Cases, *, guidance: float) -> Samples:
-    """The teacher's images of the same cases from the same noise, with eleven evaluations."""
+    """The teacher's images of the same cases from the same noise, by its own sampler."""
     import torch
 
     from csg_edge.training.device import autocast, choose_precision
-    from csg_edge.training.model import CsgModel
-    from csg_edge.training.process import TEACHER_STEPS, multistep, teacher_timesteps
+    from csg_edge.training.teachers import load_teacher
 
     precision = choose_precision("auto", torch.device("cpu"))
-    # Torch's stubs do not know that a module takes a memory format.
-    teacher = CsgModel.load(folder).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = load_teacher(folder).eval().to(memory_format=torch.channels_last)
     progress = Progress("teacher", len(cases), unit="images")
     images = []
     for start in range(0, len(cases), TEACHER_BATCH):
@@ -133,9 +131,8 @@ def make_with_teacher(folder: Path, cases: Cases, *, guidance: float) -> Samples
         mask, context = (torch.from_numpy(array[batch]) for array in (cases.wanted.masks, cases.contexts.images))
         noise = np.stack([noise_for(seed, teacher.latent_shape(1)[1:]) for seed in cases.seeds[batch]])
         with torch.inference_mode(), autocast(torch.device("cpu"), precision):
-            velocity = teacher.guided_velocity(mask, context, guidance=guidance)
-            clean = multistep(velocity, torch.from_numpy(noise), teacher_timesteps(TEACHER_STEPS))
-            images.append(teacher.autoencoder.decode(clean.float()).numpy())
+            clean = teacher.integrate(mask, context, torch.from_numpy(noise), guidance=guidance)
+            images.append(teacher.autoencoder.decode(clean).numpy())
         progress.advance(len(images[-1]))
     return _made(np.concatenate(images), cases)
 

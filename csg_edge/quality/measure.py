@@ -101,6 +101,7 @@ def measure_generated(
         rng=yardstick.random(6),
         style=evaluators.style,
         strata=[set_of(group) for group in samples.groups],
+        context_groups=cases.contexts.groups[: len(samples)],
     )
     figures["context_hit_rate"], figures["style_error"] = style.above_shuffled, style.error
     figures |= _diversity(made, cases, features.embedding, yardstick)

@@ -2,7 +2,8 @@
 
 Style is what a `DescribeImages` says: by default channel and Gram statistics of a filter bank and the profile over
 depth (`descriptors.style_features`). An image should be nearer in style to its own context than to those of others; a
-generator that ignores its context scores 0.5. Near-duplicate contexts count as others and keep the score below 1.
+generator that ignores its context scores 0.5. Contexts of one group are near-duplicates: no
+others, where groups are given.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ def context_similarity(
     rng: np.random.Generator,
     style: DescribeImages = style_features,
     strata: Sequence[str] | None = None,
+    context_groups: Sequence[str] | None = None,
 ) -> ContextSimilarity:
     """Compare every image with its own context and with every different one of the set.
 
     strata: N strings, such as the public set of each image: only contexts of one stratum are compared, since telling
-    two scanners apart is no merit. Raises InputError for images without contexts, or where no other context is left to
+    two scanners apart is no merit. context_groups: N strings, the group of each image's context: those of its own group
+    are not compared, since even real images of that group are nearer to another of it than to this one as often as
+    not. Raises InputError for images without contexts, or where no other context is left to
     compare with.
     """
     if generated.contexts is None:
@@ -54,7 +58,7 @@ def context_similarity(
     # One context may serve many images: describe each once, and compare an image with every other one once.
     pictures, own = np.unique(generated.contexts.reshape(len(generated), -1), axis=0, return_inverse=True)
     rows = np.arange(len(generated))
-    others = _comparable(own.ravel(), len(pictures), strata or [""] * len(generated))
+    others = _comparable(own.ravel(), len(pictures), strata or [""] * len(generated), context_groups)
     contexts = style(pictures.reshape(-1, *generated.contexts.shape[1:]))
     check_features(contexts, what="style features of the contexts")
     images = style(generated.images)
@@ -78,8 +82,10 @@ def context_similarity(
     )
 
 
-def _comparable(own: NDArray[np.intp], contexts: int, strata: Sequence[str]) -> NDArray[np.bool_]:
-    """(N, contexts): which contexts are another than the image's own and belong to an image of its stratum."""
+def _comparable(
+    own: NDArray[np.intp], contexts: int, strata: Sequence[str], context_groups: Sequence[str] | None
+) -> NDArray[np.bool_]:
+    """(N, contexts): which contexts are another than the image's own, of another group, of an image of its stratum."""
     if len(strata) != len(own):
         raise InputError(f"context similarity: {len(own)} images, {len(strata)} strata; give one stratum an image")
     names = np.asarray(strata)
@@ -88,6 +94,15 @@ def _comparable(own: NDArray[np.intp], contexts: int, strata: Sequence[str]) -> 
         members = np.flatnonzero(names == name)
         others[np.ix_(members, np.unique(own[members]))] = True
     others[np.arange(len(own)), own] = False
+    if context_groups is not None:
+        if len(context_groups) != len(own):
+            raise InputError(
+                f"context similarity: {len(own)} images, {len(context_groups)} context groups; give one each"
+            )
+        codes = np.unique(context_groups, return_inverse=True)[1]
+        group_of = np.zeros(contexts, int)
+        group_of[own] = codes
+        others &= codes[:, None] != group_of[None, :]
     alone = np.flatnonzero(~others.any(axis=1))
     if len(alone):
         raise InputError(

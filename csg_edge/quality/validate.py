@@ -37,7 +37,7 @@ from csg_edge.quality.gates import judge
 from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
 from csg_edge.quality.record import FORMAT, Gate, Record, Subject
 from csg_edge.quality.samples import Samples
-from csg_edge.training.model import WEIGHTS
+from csg_edge.training.teachers import folder_digest
 
 if TYPE_CHECKING:
     from csg_edge.quality.turing import Study
@@ -111,7 +111,7 @@ def validate(settings: Settings, out: Path) -> Validation:
         cases = plan_cases(real.held_out, count=settings.images, seed=settings.seed)
         borrowed = _borrow(settings.reference, cases) if settings.reference else None
         # What cannot be read or run is refused before the minutes that follow.
-        key = _digest(settings.teacher / WEIGHTS, settings.guidance) if settings.teacher else ""
+        key = _teacher_key(settings.teacher, settings.guidance) if settings.teacher else ""
         for target, steps in engines:
             _open(settings.bundle, target, steps).close()
     with clock.stage("describing real images"):
@@ -293,13 +293,12 @@ def _limits(real: RealData, bundle: Bundle) -> list[str]:
     return lines
 
 
-def _digest(path: Path, *parts: object) -> str:
-    try:
-        digest = hashlib.sha256(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror}); give a folder written by csg-edge train") from None
-    digest.update(repr(parts).encode() if parts else b"")
-    return digest.hexdigest()[:16]
+def _teacher_key(folder: Path, guidance: float) -> str:
+    return hashlib.sha256(f"{folder_digest(folder)} {guidance}".encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def chosen_steps(text: str, available: Sequence[int]) -> tuple[int, ...]:

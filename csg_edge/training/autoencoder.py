@@ -1,14 +1,16 @@
-"""Image <-> latent: an orthonormal block DCT, lossless and free of decoder cost.
+"""Image <-> latent: the interface, and an orthonormal block DCT, lossless and free of decoder cost.
 
 Bands of a 4x4 block DCT-II (Ahmed, Natarajan & Rao 1974, 10.1109/T-C.1974.223784) are scaled by their standard
 deviation to the power 0.7: the flow then meets structure (low bands) and speckle (high bands) at comparable noise
-levels.
+levels. Learned autoencoders are in `learned_autoencoder`.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,49 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
+from csg_edge.training.storage import read_json, write_json
 
 BAND_EXPONENT = 0.7
+
+
+class Autoencoder(nn.Module, ABC):
+    """Image <-> latent, (B, H, W) uint8 <-> (B, `channels`, H / `patch`, W / `patch`) float32 of about unit variance.
+
+    It is never trained with the denoiser; `decode` is part of the exported graph.
+    """
+
+    channels: int
+    patch: int  # image pixels per latent pixel, each way
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, H, W) uint8 -> (B, channels, H / patch, W / patch) float32."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, channels, h, w) float32 -> (B, h patch, w patch) uint8."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write what `load_autoencoder` reads, into an existing folder."""
+
+
+def load_autoencoder(directory: Path) -> Autoencoder:
+    """Read a folder with `config.json`: BlockDct, or AutoencoderKL or VQModel as diffusers writes them.
+
+    Raises TrainingError for a folder that is missing, damaged or of another class, or whose weights are a pickle.
+    """
+    config = read_json(directory / "config.json")
+    name = str(config.get("_class_name"))
+    if name == "BlockDct":
+        return BlockDct(BlockDctConfig.from_json(config))
+    from csg_edge.training.learned_autoencoder import LEARNED, load_learned
+
+    if name in LEARNED:
+        return load_learned(directory, name)
+    raise TrainingError(
+        f"{directory / 'config.json'}: class {name!r} is unknown; give one of {', '.join(['BlockDct', *LEARNED])}"
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +80,13 @@ class BlockDctConfig:
     def from_json(cls, values: dict[str, Any]) -> BlockDctConfig:
         if values.get("_class_name") != "BlockDct":
             raise TrainingError(f"autoencoder config: class {values.get('_class_name')!r} is not BlockDct")
-        return cls(values["block"], tuple(values["mean"]), tuple(values["scale"]))
+        try:
+            config = cls(int(values["block"]), tuple(values["mean"]), tuple(values["scale"]))
+        except KeyError as error:
+            raise TrainingError(f"autoencoder config: no {error}; copy the model again") from None
+        if not len(config.mean) == len(config.scale) == config.block**2:
+            raise TrainingError(f"autoencoder config: a block of {config.block} has {config.block**2} bands")
+        return config
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8], *, block: int = 4) -> BlockDctConfig:
@@ -72,12 +121,13 @@ def analyse(unit: Tensor, matrix: Tensor, block: int) -> Tensor:
     return F.conv2d(F.pixel_unshuffle(unit, block), matrix[:, :, None, None])
 
 
-class BlockDct(nn.Module):
+class BlockDct(Autoencoder):
     """Invertible transform (B, H, W) uint8 <-> (B, block^2, H / block, W / block) float32 of unit variance."""
 
     def __init__(self, config: BlockDctConfig) -> None:
         super().__init__()
         self.config = config
+        self.channels, self.patch = config.block**2, config.block
         matrix = dct_matrix(config.block)
         mean, scale = torch.tensor(config.mean), torch.tensor(config.scale)
         # Scaling and mean are folded into one 1x1 convolution each way.
@@ -94,3 +144,6 @@ class BlockDct(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         bands = F.conv2d(latent, self.decode_weight, self.decode_bias)
         return unit_to_image(F.pixel_shuffle(bands, self.config.block))
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / "config.json", self.config.to_json())

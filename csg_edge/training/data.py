@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csg_edge.contexts import ContextBank, style_of
 from csg_edge.datasets import LabelledSet, find_sets, read_set
 from csg_edge.errors import TrainingError
-from csg_edge.labels import LabelSchema
-from csg_edge.training.networks import NO_MASK
+from csg_edge.labels import NO_MASK, LabelSchema
 
 Image = NDArray[np.uint8]
 LOOK_ALIKES = 8
@@ -115,31 +114,15 @@ def warp(image: Image, maps: Maps, *, labels: bool = False) -> Image:
     )
 
 
-def appearance(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, H, W) images -> (N, D) how they look: mean and deviation of grey and of fine bands in four depths.
-
-    Standardised over the images. What lies where hardly shows in it.
-    """
-    rows = []
-    for image in images:
-        grey = image.astype(np.float32) / 255.0
-        blurred = [grey, *(cv2.GaussianBlur(grey, (0, 0), width) for width in (1.0, 2.0, 4.0))]
-        bands = [grey, *(fine - coarse for fine, coarse in pairwise(blurred))]
-        parts = [part for band in bands for part in np.array_split(band, 4)]
-        rows.append([grey.mean(), grey.std()] + [np.log(part.std() + 1e-3) for part in parts])
-        rows[-1] += [part.mean() for part in np.array_split(grey, 4)]
-    found = np.array(rows, np.float32)
-    return (found - found.mean(axis=0)) / (found.std(axis=0) + 1e-6)
-
-
 def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]:
-    """(N, count) for every image the ones of other groups that look most like it, best first."""
-    found = appearance(data.images)
-    squares = np.square(found).sum(axis=1)
-    distance = squares[:, None] + squares[None, :] - 2.0 * found @ found.T
+    """(N, count) for every image the ones of other groups nearest to it in style, best first."""
+    styles = np.stack([style_of(image) for image in data.images])
+    points = ContextBank([Path(name) for name in data.names], styles).points
+    squares = np.square(points).sum(axis=1)
+    distance = squares[:, None] + squares[None, :] - 2.0 * points @ points.T
     codes = np.unique(data.groups, return_inverse=True)[1]
     distance[codes[:, None] == codes[None, :]] = np.inf
-    count = min(count, int((codes != np.bincount(codes).argmax()).sum()))
+    count = min(count, len(codes) - int(np.bincount(codes).max()))  # the largest group has the fewest others
     return np.argsort(distance, axis=1)[:, :count]
 
 

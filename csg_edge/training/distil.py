@@ -1,15 +1,15 @@
 """Distillation by offline trajectory regression.
 
-The teacher is integrated from fresh noise; the student learns to jump from the noise to the clean end of the
-same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models, Song et al., arXiv
-2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). Later steps are learned
-where a few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's
-curved trajectory instead made four steps far too contrasty. Nothing chases itself or an adversary: it cannot diverge.
+The teacher, ours or anyone's, is integrated from fresh noise by its own sampler; the student learns to jump from the
+noise to the clean end of the same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models,
+Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). So a
+teacher need not be a flow, only a map from noise and conditions to a clean latent. Later steps are learned where a
+few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's curved
+trajectory instead made four steps far too contrasty. Nothing chases itself or an adversary: it cannot diverge.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +17,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
 from csg_edge.progress import Progress
+from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
+from csg_edge.training.learned_autoencoder import LearnedAutoencoder
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start, stop_requested
-from csg_edge.training.model import CsgModel, read_json, write_json
-from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_STEPS, mix, multistep, teacher_timesteps
+from csg_edge.training.model import CsgModel
+from csg_edge.training.networks import CsgUNet, NetworkConfig
+from csg_edge.training.process import STUDENT_TIMESTEPS, mix
+from csg_edge.training.storage import read_json, write_json
+from csg_edge.training.teachers import Teacher
 
 INNER_TIMESTEPS = STUDENT_TIMESTEPS[4][1:-1]
 """Where later steps begin; those of 2 steps are among them."""
 
 SHARD = 32
+DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 LOSS_FLOOR = 1e-4
+SAMPLE = 64  # trajectories that a new student's scales are fitted on
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,20 @@ class DistilConfig:
 
 
 def make_trajectories(
-    teacher: CsgModel, config: DistilConfig, directory: Path, *, device: torch.device, precision: str
+    teacher: Teacher, config: DistilConfig, directory: Path, *, device: torch.device, precision: str
 ) -> bool:
     """Fill `directory` with shards of SHARD trajectories each, skipping those already there.
 
-    Returns False when stopped early.
+    Returns False when stopped early. Raises TrainingError, before anything is written, for guidance that the teacher
+    does not know.
     """
+    if config.guidance != 1.0 and not teacher.droppable:
+        raise TrainingError(
+            f"--guidance {config.guidance}: this teacher knows no dropped conditions (see its csg.json); give 1"
+        )
     sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
-    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=0.1, seed=config.seed)
+    dropout = DROPOUT if teacher.droppable else 0.0
+    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed)
     directory.mkdir(parents=True, exist_ok=True)
     _check_same(directory / "config.json", _fingerprint(teacher, config))
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()
@@ -72,13 +86,12 @@ def make_trajectories(
                 noise.bfloat16().float().to(device)
             )  # as it will be stored: the student must start where the teacher did
             with torch.no_grad(), autocast(device, precision):
-                velocity = teacher.guided_velocity(mask, context, guidance=config.guidance)
-                clean = multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))
+                clean = teacher.integrate(mask, context, noise, guidance=config.guidance)
             if not torch.isfinite(clean).all():
                 raise TrainingError(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
                 )
-            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16)}
+            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
             aside = shards[index].with_suffix(".partial")
             save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
             os.replace(aside, shards[index])
@@ -86,12 +99,9 @@ def make_trajectories(
     return True
 
 
-def _fingerprint(teacher: CsgModel, config: DistilConfig) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for value in teacher.network.state_dict().values():
-        digest.update(value.detach().cpu().numpy().tobytes())
+def _fingerprint(teacher: Teacher, config: DistilConfig) -> dict[str, Any]:
     return {
-        "teacher": digest.hexdigest(),
+        "teacher": teacher.fingerprint(),
         "data": sorted(path.name for path in config.data),
         "guidance": config.guidance,
         "seed": config.seed,
@@ -100,7 +110,7 @@ def _fingerprint(teacher: CsgModel, config: DistilConfig) -> dict[str, Any]:
 
 def _check_same(path: Path, wanted: dict[str, Any]) -> None:
     # Trajectories of two teachers in one folder would be averaged without a word.
-    if not path.exists():
+    if not path.exists() or not any(path.parent.glob("shard-*.safetensors")):
         write_json(path, wanted)
     elif (found := read_json(path)) != wanted:
         changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
@@ -132,12 +142,52 @@ class Trajectories:
         noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
         return noise.float(), clean.float(), mask, context
 
+    def sample(self, count: int) -> tuple[Tensor, NDArray[np.uint8]]:
+        """Clean ends (N, C, h, w) of the first `count` trajectories, and their contexts (M, H, W) but the dropped.
 
-def distil(teacher: CsgModel, trajectories: Trajectories, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
-    """Train or resume a student that starts as a copy of its teacher; writes `out/student` at the end."""
+        Raises TrainingError if all were dropped.
+        """
+        rows = [self.read(index) for index in range(min(count, self.count))]
+        contexts = [context.numpy() for *_, context in rows if context.any()]
+        if not contexts:
+            raise TrainingError("no trajectory has a context; give more --trajectories")
+        return torch.stack([clean for _, clean, *_ in rows]), np.stack(contexts)
+
+
+def start_student(teacher: Teacher, trajectories: Trajectories, *, seed: int) -> tuple[CsgModel, float]:
+    """The student before training, and by what its latents are smaller than the teacher's.
+
+    A copy of our own teacher; for any other a new network, drawn by the seed, over its latents brought to unit
+    variance: a flow's noise levels are made for that, and not every autoencoder is scaled so.
+    """
+    if isinstance(teacher, CsgModel):
+        network, autoencoder, transform, deviation = teacher.network, teacher.autoencoder, teacher.own_transform, 1.0
+    elif isinstance(teacher.autoencoder, LearnedAutoencoder):
+        clean, contexts = trajectories.sample(SAMPLE)
+        deviation = max(clean.std().item(), 1e-6)
+        autoencoder = teacher.autoencoder.rescaled(deviation)
+        transform = BlockDct(BlockDctConfig.fit(contexts))
+        torch.manual_seed(seed)
+        network = CsgUNet(
+            NetworkConfig(classes=len(teacher.schema), latent_channels=autoencoder.channels, patch=autoencoder.patch)
+        )
+    else:
+        raise TrainingError(f"teacher: {type(teacher.autoencoder).__name__} is no learned autoencoder")
     student = CsgModel(
-        teacher.network, teacher.autoencoder, schema=teacher.schema, image_size=teacher.image_size, role="student"
-    ).to(device, memory_format=torch.channels_last)
+        network,
+        autoencoder,
+        schema=teacher.schema,
+        image_size=teacher.image_size,
+        role="student",
+        context_transform=transform,
+    )
+    return student, deviation
+
+
+def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
+    """Train or resume a student; writes `out/student` at the end. Returns False when stopped early."""
+    student, deviation = start_student(teacher, trajectories, seed=loop.seed)
+    student = student.to(device, memory_format=torch.channels_last)
     network = student.network.train()
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
@@ -162,7 +212,7 @@ def distil(teacher: CsgModel, trajectories: Trajectories, loop: LoopConfig, *, o
                 latent[chosen] = mix(first, noise[chosen], timestep[chosen])
             velocity = network(latent, network.embed_time(timestep), student.conditions(mask, context))
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
-        return ((jump - clean).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+        return ((jump - clean / deviation).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
 
     finished = fit(state, loss, loop, directory=out, label="distil")
     network.load_state_dict(state.ema)

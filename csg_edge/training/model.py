@@ -2,16 +2,15 @@
 
 model_index.json                            role (teacher or student), image size
 unet/config.json, unet/diffusion_pytorch_model.safetensors
-autoencoder/config.json   scheduler/scheduler_config.json   label_schema.json
+autoencoder/config.json                     and its weights where it was learned
+context/config.json                         block DCT of the context; only where the autoencoder is another one
+scheduler/scheduler_config.json   label_schema.json
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,32 +18,59 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
-from csg_edge.labels import LabelSchema
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
-from csg_edge.training.networks import NO_MASK, Conditions, CsgUNet, NetworkConfig, one_hot
-from csg_edge.training.process import Velocity
+from csg_edge.labels import NO_MASK, LabelSchema
+from csg_edge.training.autoencoder import Autoencoder, BlockDct, load_autoencoder
+from csg_edge.training.networks import Conditions, CsgUNet, NetworkConfig, one_hot
+from csg_edge.training.process import TEACHER_STEPS, Velocity, multistep, teacher_timesteps
+from csg_edge.training.storage import folder_replaced, read_json, write_json
 
 GUIDED_ABOVE = 0.45
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
 class CsgModel(nn.Module):
-    """A denoiser with its autoencoder and label schema; teacher and student are both one of these."""
+    """A denoiser with its autoencoder and label schema; our teacher and every student is one of these.
+
+    The context always enters as a block DCT, whatever the latents are: `context_transform` if given, else the
+    autoencoder itself. A learned encoder would be in the exported graph for nothing.
+    """
+
+    droppable = True  # condition dropout is part of its training
 
     def __init__(
-        self, network: CsgUNet, autoencoder: BlockDct, *, schema: LabelSchema, image_size: int, role: str
+        self,
+        network: CsgUNet,
+        autoencoder: Autoencoder,
+        *,
+        schema: LabelSchema,
+        image_size: int,
+        role: str,
+        context_transform: BlockDct | None = None,
     ) -> None:
         super().__init__()
         if network.config.classes != len(schema):
             raise TrainingError(f"the network knows {network.config.classes} classes, the label schema {len(schema)}")
+        if context_transform is None and not isinstance(autoencoder, BlockDct):
+            raise TrainingError("a model with a learned autoencoder needs a block DCT for its context; none is given")
         self.network, self.autoencoder = network, autoencoder
+        self.own_transform = context_transform
         self.schema, self.image_size, self.role = schema, image_size, role
+        if self.context_transform.channels != network.config.context_channels:
+            raise TrainingError(
+                f"the network takes {network.config.context_channels} context channels, the block DCT of the context "
+                f"makes {self.context_transform.channels}"
+            )
+
+    @property
+    def context_transform(self) -> BlockDct:
+        """Of the context: uint8 (B, H, W) -> (B, D, h, w)."""
+        return self.autoencoder if self.own_transform is None else self.own_transform
 
     def conditions(self, mask: Tensor, context: Tensor) -> Conditions:
         """(B, H, W) uint8 mask (255: no mask) and context (all zeros: no context)."""
         classes = one_hot(mask, self.network.config.classes)
         keep = context.flatten(1).to(torch.float32).amax(dim=1) > 0
-        return self.network.encode_conditions(classes, self.autoencoder.encode(context), keep)
+        return self.network.encode_conditions(classes, self.context_transform.encode(context), keep)
 
     def velocity(self, conditions: Conditions) -> Velocity:
         """The velocity with conditions bound, as samplers take it."""
@@ -77,32 +103,46 @@ class CsgModel(nn.Module):
 
         return evaluate
 
+    def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
+        """Mask, context (B, H, W) uint8 and noise (B, C, h, w) -> clean latent, with TEACHER_STEPS evaluations."""
+        velocity = self.guided_velocity(mask, context, guidance=guidance)
+        return multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS)).float()
+
+    def fingerprint(self) -> str:
+        """A hash of the denoiser's weights: trajectories of two teachers are not to be mixed."""
+        digest = hashlib.sha256()
+        for value in self.network.state_dict().values():
+            digest.update(value.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     def latent_shape(self, batch: int) -> tuple[int, int, int, int]:
         side = self.image_size // self.network.config.patch
         return batch, self.network.config.latent_channels, side, side
 
     def save(self, directory: Path) -> None:
         """Write the folder, weights in fp16; aside first, then renamed."""
-        aside = directory.with_name(f".{directory.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
         index = {"_class_name": "CsgModel", "role": self.role, "image_size": self.image_size}
         scheduler = {"_class_name": "RectifiedFlow", "prediction_type": "velocity"}
-        for path, values in (
-            ("model_index.json", index),
-            ("unet/config.json", self.network.config.to_json()),
-            ("autoencoder/config.json", self.autoencoder.config.to_json()),
-            ("scheduler/scheduler_config.json", scheduler),
-            ("label_schema.json", {"names": list(self.schema.names)}),
-        ):
-            (aside / path).parent.mkdir(parents=True, exist_ok=True)
-            write_json(aside / path, values)
         weights = {
             name: value.detach().to("cpu", torch.float16).contiguous()
             for name, value in self.network.state_dict().items()
         }
-        save_file(weights, aside / WEIGHTS)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(aside, directory)
+        transforms: dict[str, Autoencoder] = {"autoencoder": self.autoencoder}
+        if self.own_transform is not None:
+            transforms["context"] = self.own_transform
+        with folder_replaced(directory) as aside:
+            for path, values in (
+                ("model_index.json", index),
+                ("unet/config.json", self.network.config.to_json()),
+                ("scheduler/scheduler_config.json", scheduler),
+                ("label_schema.json", {"names": list(self.schema.names)}),
+            ):
+                (aside / path).parent.mkdir(exist_ok=True)
+                write_json(aside / path, values)
+            for name, transform in transforms.items():
+                (aside / name).mkdir()
+                transform.save(aside / name)
+            save_file(weights, aside / WEIGHTS)
 
     @classmethod
     def load(cls, directory: Path) -> CsgModel:
@@ -117,22 +157,24 @@ class CsgModel(nn.Module):
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split("\n\t")[:2])  # torch's heading and the first thing wrong
             raise TrainingError(f"{directory / WEIGHTS}: {reason}; train or copy the model again") from None
-        autoencoder = BlockDct(BlockDctConfig.from_json(read_json(directory / "autoencoder" / "config.json")))
-        schema = LabelSchema(tuple(read_json(directory / "label_schema.json")["names"]))
-        return cls(network, autoencoder, schema=schema, image_size=index["image_size"], role=index["role"])
+        autoencoder = load_autoencoder(directory / "autoencoder")
+        context = load_autoencoder(directory / "context") if (directory / "context").is_dir() else None
+        if not isinstance(context, BlockDct | None):
+            raise TrainingError(f"{directory / 'context'}: not a BlockDct; copy the model again")
+        return cls(
+            network,
+            autoencoder,
+            schema=read_schema(directory),
+            image_size=index["image_size"],
+            role=index["role"],
+            context_transform=context,
+        )
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write one JSON object, indented."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object. Raises TrainingError if the file is missing or not JSON."""
-    try:
-        values = json.loads(path.read_text())
-    except OSError:
-        raise TrainingError(f"{path}: missing; give a folder written by `csg-edge train` or `distill`") from None
-    except ValueError as error:
-        raise TrainingError(f"{path}: not JSON ({error}); copy the model again") from None
-    return dict(values)
+def read_schema(directory: Path) -> LabelSchema:
+    """The class names in `label_schema.json`. Raises TrainingError if there are none, InputError if they are unfit."""
+    path = directory / "label_schema.json"
+    names = read_json(path).get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TrainingError(f'{path}: no class names; write {{"names": ["background", ...]}}')
+    return LabelSchema(tuple(names))

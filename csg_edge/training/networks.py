@@ -24,9 +24,6 @@ PROFILE_CHANNELS = 8
 TIME_FREQUENCIES = 64
 TOKEN_WIDTH = STYLE_WIDTHS[-1] + 2  # features and where they are: depth and side
 
-NO_MASK = 255
-"""Mask value of a dropped mask; a dropped context is all zeros."""
-
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -42,6 +39,7 @@ class NetworkConfig:
     heads: int = 4
     deeper: int = 0  # further stages of block, attention and cross-attention at the coarsest level
     context_tokens: bool = False  # cross-attention to the context at the coarsest level
+    context_channels: int = 16  # of the context's block DCT, whatever the latents are
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.blocks) or any(width % 32 for width in self.widths):
@@ -93,11 +91,11 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> Any:
 
 
 class StyleEncoder(nn.Module):
-    """Context latents (B, C, h, w) -> style vector (B, E), depth profile (B, 2 P, h, 1), features (B, D, h/4, w/4)."""
+    """Context bands (B, C, h, w) -> style (B, E), depth profile (B, 2 P, h, 1) and features (B, D, h / 4, w / 4)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        channels = (config.latent_channels, *STYLE_WIDTHS)
+        channels = (config.context_channels, *STYLE_WIDTHS)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inner, outer, 3, stride=1 if level == 0 else 2, padding=1)
             for level, (inner, outer) in enumerate(pairwise(channels))
@@ -132,6 +130,14 @@ def mean_and_deviation(features: Tensor, *, dims: tuple[int, ...]) -> list[Tenso
     mean = features.mean(dims, keepdim=True)
     variance = (features - mean).square().mean(dims, keepdim=True)
     return [mean, (variance + 1e-4).sqrt()]
+
+
+def fit_height(profile: Tensor, height: int) -> Tensor:
+    """(B, P, h, 1) -> (B, P, height, 1): rows averaged, or repeated, where the context's grid is not the latents'."""
+    rows = profile.shape[2]
+    if rows > height:
+        return F.avg_pool2d(profile, (rows // height, 1))
+    return profile if rows == height else F.interpolate(profile, size=(height, 1), mode="nearest")
 
 
 class Block(nn.Module):
@@ -249,12 +255,13 @@ class CsgUNet(nn.Module):
         return self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
 
     def encode_conditions(self, classes: Tensor, context: Tensor, keep_context: Tensor) -> Conditions:
-        """One-hot mask (B, K, H, W), context latents (B, C, h, w) and 1/0 per image (B,) -> Conditions."""
+        """One-hot mask (B, K, H, W), block DCT of the context (B, D, h', w') and 1/0 per image (B,) -> Conditions."""
         style, profile, features = self.style(context)
         keep = keep_context.to(style.dtype)
         mask_features = self.mask_stem(classes)
+        profile = fit_height(profile, mask_features.shape[2])
         like = torch.zeros_like(mask_features[:, :1])
-        stem = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(context) + like], dim=1)
+        stem = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(like) + like], dim=1)
         maps = [F.avg_pool2d(classes, self.config.patch)]
         for _ in self.config.widths[1:]:
             maps.append(F.avg_pool2d(maps[-1], 2))

@@ -149,6 +149,22 @@ def test_another_real_image_of_the_group_is_nearer_than_those_of_others(
     assert context_similarity(twins, rng=rng, strata=strata).above_shuffled.low > 0.95
 
 
+def test_contexts_of_the_own_group_are_no_others(in_context: Samples, rng: np.random.Generator) -> None:
+    """Two contexts a group, alike but for one grey level; every image is one of the second kind."""
+    first = in_context.take(range(0, 40, 2))
+    assert first.contexts is not None
+    twin = np.clip(first.contexts.astype(int) + 1, 0, 255).astype(np.uint8)
+    images = Samples(
+        np.concatenate([twin, twin]), np.concatenate([first.masks] * 2), (*first.names, *first.names),
+        (*first.groups, *first.groups), np.concatenate([first.contexts, twin]),
+    )  # fmt: skip
+    groups = [str(index % 20) for index in range(40)]
+    assert context_similarity(images, rng=rng).above_shuffled.value < 1
+    assert context_similarity(images, rng=rng, context_groups=groups).above_shuffled.value == 1
+    with pytest.raises(InputError, match="context groups"):
+        context_similarity(images, rng=rng, context_groups=groups[1:])
+
+
 def test_only_contexts_of_one_stratum_are_compared(in_context: Samples, rng: np.random.Generator) -> None:
     strata = [str(index % 20) for index in range(len(in_context))]
     shares = context_similarity(in_context, rng=rng, strata=strata).shares

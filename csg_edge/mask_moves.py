@@ -1,0 +1,365 @@
+"""Moves of a label map: bend, tilt, shift, thicken; grow, add and take away blobs. NumPy and OpenCV only.
+
+A mask is taken apart into ground (layers from the probe down, unbroken across the width) and blobs (closed shapes on
+top of it: nerve, vessel, tear). Both are resampled by one map; a blob that has a host stays inside it. Layers go on
+sideways along their own slope where a move reaches beyond the picture, and a blob cut by the edge is closed by its
+mirror image, so that no move drags the edge column across the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.errors import InputError
+from csg_edge.labels import LabelSchema
+
+Image = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+Map = tuple[Floats, Floats]  # source column and source row of every pixel, float32 (H, W)
+
+NO_BLOB = 255
+LAYERS = ("background", "superficial_tissue", "aponeurosis", "muscle", "deep_tissue", "tendon", "bone")
+BLOBS = ("nerve", "vessel", "ditf")
+# Where a finding may lie, and what closes the hole it leaves.
+HOSTS = {
+    "ditf": ("tendon",),
+    "nerve": ("muscle", "deep_tissue", "background"),
+    "vessel": ("muscle", "deep_tissue", "background"),
+}
+CONFINED = {"ditf": "tendon"}  # a tear is a part of its tendon
+MIN_BAND = 2.0  # pixels; no band is made thinner than this
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A mask taken apart: ground (H, W) without blobs, and blobs (H, W) with NO_BLOB where there is none."""
+
+    ground: Image
+    blobs: Image
+    schema: LabelSchema
+
+    def joined(self) -> Image:
+        """The mask; a confined blob is drawn inside its host only."""
+        drawn = self.blobs != NO_BLOB
+        for name, host in CONFINED.items():
+            if name in self.schema.names and host in self.schema.names:
+                outside = (self.blobs == self.schema.index(name)) & (self.ground != self.schema.index(host))
+                drawn &= ~outside
+        return np.where(drawn, self.blobs, self.ground)
+
+
+def take_apart(mask: Image, schema: LabelSchema) -> Parts:
+    """Ground and blobs of a mask; under a blob lies its host, or the nearest layer."""
+    blob = np.isin(mask, [index for index in np.unique(mask) if is_blob(mask, int(index), schema)])
+    ground = fill(mask, blob)
+    for name, host in CONFINED.items():
+        if name in schema.names and host in schema.names and (mask == schema.index(host)).any():
+            ground[mask == schema.index(name)] = schema.index(host)
+    return Parts(ground, np.where(blob, mask, np.uint8(NO_BLOB)), schema)
+
+
+def is_blob(mask: Image, index: int, schema: LabelSchema) -> bool:
+    """Whether a class is a closed shape rather than a layer: by its name, else if no part of it is half as wide."""
+    name = schema.names[index]
+    if index == 0 or name in LAYERS:
+        return False
+    return name in BLOBS or all(box[2] < mask.shape[1] / 2 for _, box in components(mask == index))
+
+
+def components(region: Bools) -> list[tuple[Bools, tuple[int, int, int, int, int]]]:
+    """8-connected parts of a region (H, W): each with its (x, y, width, height, area), the smallest first."""
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
+    order = sorted(range(1, count), key=lambda k: int(boxes[k][4]))
+    return [(labels == k, tuple(int(v) for v in boxes[k])) for k in order]  # type: ignore[misc]
+
+
+def fill(mask: Image, hole: Bools) -> Image:
+    """The mask with each pixel of a hole given the class of the nearest pixel outside it; background without any."""
+    if not hole.any():
+        return mask.copy()
+    if hole.all():
+        return np.zeros_like(mask)
+    # OpenCV numbers the pixels outside the hole and tells for each pixel the number of the nearest.
+    _, nearest = cv2.distanceTransformWithLabels(hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    classes = np.zeros(int(nearest.max()) + 1, np.uint8)
+    classes[nearest[~hole]] = mask[~hole]
+    return np.where(hole, classes[nearest], mask)
+
+
+def resample(parts: Parts, source: Map) -> Parts:
+    """Both parts seen through a map of source positions in pixels."""
+    columns, rows = source
+    width = columns.shape[1]
+    beyond = max(-float(columns.min()), float(columns.max()) - (width - 1), 0.0)
+    pad = min(width - 1, math.ceil(beyond) + 1)
+    ground = _vote(_extend_ground(parts.ground, pad), columns + pad, rows)
+    beyond = max(-float(rows.min()), float(rows.max()) - (rows.shape[0] - 1), 0.0)
+    tall = min(rows.shape[0] - 1, math.ceil(beyond) + 1)
+    blobs = _vote(_extend_blobs(parts.blobs, pad, tall), columns + pad, rows + tall)
+    return Parts(ground, blobs, parts.schema)
+
+
+def _vote(labels: Image, columns: Floats, rows: Floats) -> Image:
+    """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive."""
+    present, counts = np.unique(labels, return_counts=True)
+    shares = [
+        cv2.remap(
+            (labels == index).astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        + np.float32(1e-3 * (1 - count / labels.size))
+        for index, count in zip(present, counts, strict=True)
+    ]
+    winner: Image = present[np.argmax(np.stack(shares), axis=0)]
+    return winner
+
+
+def _extend_ground(ground: Image, pad: int) -> Image:
+    """The ground with `pad` more columns on each side."""
+    extended = _extend_right(ground, pad)
+    return np.ascontiguousarray(_extend_right(extended[:, ::-1], pad)[:, ::-1])
+
+
+def _extend_right(ground: Image, pad: int) -> Image:
+    width = ground.shape[1]
+    span = max(2, width // 10)
+    # A band drawn to just before the edge goes on: take the column near it that crosses most borders.
+    near = range(width - 1, max(width - 1 - width // 20, 0), -1)
+    last = max(near, key=lambda x: int((np.diff(ground[:, x]) != 0).sum())) if pad > 1 else width - 1
+    new = pad + width - 1 - last
+    return np.hstack([ground[:, : last + 1], _go_on(ground[:, last], ground[:, last - span], span, new)])
+
+
+def _go_on(edge: Image, inner: Image, span: int, pad: int) -> Image:
+    """Columns 1..pad beyond an edge column: borders go on at the slope they have between `inner` and the edge."""
+    rows = np.arange(len(edge), dtype=np.float64)
+    borders, before = np.flatnonzero(np.diff(edge)) + 1, np.flatnonzero(np.diff(inner)) + 1
+    slope = np.zeros(len(edge))
+    same = edge[0] == inner[0] and np.array_equal(edge[borders], inner[before])
+    if same and len(borders):
+        slope = np.interp(rows, borders, (borders - before) / span)
+    source = rows[:, None] - slope[:, None] * np.arange(1, pad + 1)
+    source = np.maximum.accumulate(source, axis=0)  # borders that would cross meet instead
+    return edge[np.clip(np.rint(source), 0, len(edge) - 1).astype(np.intp)]
+
+
+def _extend_blobs(blobs: Image, pad: int, tall: int) -> Image:
+    height, width = blobs.shape
+    extended = np.full((height + 2 * tall, width + 2 * pad), NO_BLOB, np.uint8)
+    for index in np.unique(blobs[blobs != NO_BLOB]):
+        for region, (x, y, w, h, _) in components(blobs == index):
+            cut = x == 0 or y == 0 or x + w == width or y + h == height
+            mode = cv2.BORDER_REFLECT if cut else cv2.BORDER_CONSTANT
+            extended[cv2.copyMakeBorder(region.astype(np.uint8), tall, tall, pad, pad, mode, value=0) > 0] = index
+    extended[tall : tall + height, pad : pad + width] = blobs
+    return extended
+
+
+def grid(shape: tuple[int, ...]) -> Map:
+    """The map that changes nothing."""
+    rows, columns = np.indices(shape[:2], dtype=np.float32)
+    return columns, rows
+
+
+def tilted(shape: tuple[int, ...], degrees: float) -> Map:
+    """Depth sheared about the middle column: what is right of it goes deeper for a positive angle."""
+    columns, rows = grid(shape)
+    return columns, rows - np.float32(math.tan(math.radians(degrees))) * (columns - (shape[1] - 1) / 2)
+
+
+def shifted(shape: tuple[int, ...], lateral: float, depth: float) -> Map:
+    """Everything moved right and deeper by fractions of the width and the height."""
+    columns, rows = grid(shape)
+    return columns - np.float32(lateral * shape[1]), rows - np.float32(depth * shape[0])
+
+
+def deformed(shape: tuple[int, ...], amount: float, random: np.random.Generator) -> Map:
+    """A smooth, invertible bend: the flow of a random velocity field that does not change along the way.
+
+    amount: root mean square displacement as a fraction of the sides. Scaling and squaring (Arsigny et al., MICCAI
+    2006): the field is halved until it is a fraction of a pixel and then composed with itself. Structures of
+    ultrasound lie flat, so the field varies more slowly sideways than with depth.
+    """
+    height, width = shape[:2]
+    columns, rows = grid(shape)
+    velocity = []
+    for size in (width, height):
+        # Drawn on a coarse lattice, so that a mask of another resolution meets the same bend.
+        coarse = random.standard_normal((32, 32)).astype(np.float32)
+        smooth = cv2.GaussianBlur(coarse, (0, 0), 32 * 0.24, sigmaY=32 * 0.16, borderType=cv2.BORDER_REFLECT)
+        unit = np.asarray(smooth, np.float32) / np.float32(max(float(np.sqrt(np.mean(smooth**2))), 1e-6))
+        velocity.append(cv2.resize(unit, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(amount * size))
+    halvings = max(3, math.ceil(math.log2(max(1.0, 4 * max(float(np.abs(part).max()) for part in velocity)))))
+    across, down = (part / np.float32(2**halvings) for part in velocity)
+    for _ in range(halvings):
+        there = columns + across, rows + down
+        across, down = (
+            part + cv2.remap(part, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in (across, down)
+        )
+    return columns + across, rows + down
+
+
+def smallest_jacobian(source: Map) -> float:
+    """The smallest determinant of the Jacobian of a map, by forward differences; above 0, nothing folds over."""
+    columns, rows = source
+    determinant = (
+        np.diff(columns, axis=1)[:-1] * np.diff(rows, axis=0)[:, :-1]
+        - np.diff(columns, axis=0)[:, :-1] * np.diff(rows, axis=1)[:-1]
+    )
+    return float(determinant.min())
+
+
+def thickened(ground: Image, classes: list[int], fraction: float) -> Map:
+    """Bands of some classes made thicker (fraction > 0) or thinner about their middle; what lies between gives way.
+
+    A band at the top or bottom edge stays there and moves its other side only.
+    """
+    height, width = ground.shape
+    edges = np.arange(height + 1, dtype=np.float64)
+    moved = np.empty((height + 1, width), np.float32)
+    for x in range(width):
+        moved[:, x] = _thicken_column(np.isin(ground[:, x], classes), fraction, edges) - edges
+    moved = cv2.GaussianBlur(moved, (0, 0), max(0.5, 0.015 * width), sigmaY=0.01, borderType=cv2.BORDER_REPLICATE)
+    columns, rows = grid(ground.shape)
+    for x in range(width):
+        rows[:, x] = np.interp(edges[:-1] + 0.5, edges + moved[:, x], edges) - 0.5
+    return columns, rows
+
+
+def _thicken_column(inside: Bools, fraction: float, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where each pixel edge of a column goes."""
+    height = len(inside)
+    change = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]])))
+    tops, bottoms = change[::2].astype(np.float64), change[1::2].astype(np.float64)
+    thickness = bottoms - tops
+    grown = np.where(thickness > MIN_BAND, np.maximum((1 + fraction) * thickness, MIN_BAND), thickness)
+    if fraction > 0:
+        grown = (1 + fraction) * thickness
+    half = (grown - thickness) / 2
+    at_top, at_bottom = tops == 0, bottoms == height
+    new_tops = tops - np.where(at_top, 0, np.where(at_bottom, 2 * half, half))
+    new_bottoms = bottoms + np.where(at_bottom, 0, np.where(at_top, 2 * half, half))
+    # Never past the middle of what lies between two bands, or between a band and the edge.
+    gaps = np.concatenate([tops, [height]]) - np.concatenate([[0], bottoms])
+    new_tops = np.maximum(new_tops, tops - 0.4 * gaps[:-1])
+    new_bottoms = np.minimum(new_bottoms, bottoms + 0.4 * gaps[1:])
+    here = np.concatenate([[0.0], np.stack([tops, bottoms], axis=1).ravel(), [height]])
+    there = np.concatenate([[0.0], np.stack([new_tops, new_bottoms], axis=1).ravel(), [height]])
+    return np.asarray(np.interp(edges, here, there))
+
+
+def scale_blobs(parts: Parts, index: int, factor: float) -> Parts:
+    """Every blob of a class grown or shrunk about its centre; it stops at other blobs."""
+    blobs = parts.blobs.copy()
+    blobs[blobs == index] = NO_BLOB
+    others = blobs != NO_BLOB
+    taken = np.zeros_like(others)
+    height, width = blobs.shape
+    gap = max(2, round(0.015 * height))
+    for region, _ in components(parts.blobs == index):
+        ys, xs = np.nonzero(region)
+        x, y = float(xs.mean()), float(ys.mean())
+        matrix = np.array([[factor, 0, (1 - factor) * x], [0, factor, (1 - factor) * y]])
+        share = cv2.warpAffine(
+            region.astype(np.float32), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        grown = (share > 0.5) & ~others & ~_dilate(taken, gap)
+        pieces = components(grown)
+        if pieces:  # what another blob cut off is left out
+            blobs[pieces[-1][0]] = index
+            taken |= pieces[-1][0]
+    return Parts(parts.ground, blobs, parts.schema)
+
+
+def remove_blobs(parts: Parts, index: int) -> Parts:
+    """Every blob of a class taken away; the ground shows."""
+    return Parts(parts.ground, np.where(parts.blobs == index, np.uint8(NO_BLOB), parts.blobs), parts.schema)
+
+
+def insert_tear(parts: Parts, index: int, size: float | None, random: np.random.Generator) -> Parts:
+    """A discontinuity in tendon fibres: a ragged shape along the fibres, clear of other tears.
+
+    size: its height as a fraction of the tendon's thickness there, drawn if None. Raises InputError where there is
+    no tendon or no room.
+    """
+    names = parts.schema.names
+    host = parts.schema.index("tendon") if "tendon" in names else NO_BLOB
+    tendons = components(parts.ground == host)
+    if not tendons:
+        raise InputError("this mask has no tendon to tear; choose masks with tendon")
+    tendon = tendons[-1][0]
+    height, width = tendon.shape
+    thickness = tendon.sum(axis=0)
+    inside = np.flatnonzero(thickness >= max(6, 0.03 * height))
+    if len(inside) < 0.15 * width:
+        raise InputError("the tendon is too thin or too short for a tear; choose another mask")
+    middle = np.interp(np.arange(width), inside, (np.arange(height) @ tendon)[inside] / thickness[inside])
+    middle = cv2.GaussianBlur(middle[None], (0, 0), 0.03 * width, borderType=cv2.BORDER_REPLICATE)[0]
+    columns, rows = grid(tendon.shape)
+    free = tendon & ~_dilate(parts.blobs != NO_BLOB, max(2, round(0.015 * height)))
+    for _ in range(60):
+        x = int(random.choice(inside))
+        part = random.uniform(0.28, 0.72) if size is None else size
+        tall = part * thickness[x] / 2
+        long = random.uniform(0.06, 0.15) * width * (1.0 if size is None else min(1.0, 0.5 + size))
+        off = random.uniform(-1, 1) * max(0.0, 0.45 * thickness[x] - tall)
+        u, v = (columns - x) / long, (rows - middle[None].astype(np.float32) - off) / tall
+        shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.25, 7)) & tendon
+        if shape.any() and (shape & free).sum() == shape.sum() and len(components(shape)) == 1:
+            # Shreds of tendon that a tear cuts off at the border belong to the tear.
+            for shred, box in components(tendon & ~shape):
+                if box[4] < max(8, 0.001 * shape.size):
+                    shape |= shred
+            return Parts(parts.ground, np.where(shape, np.uint8(index), parts.blobs), parts.schema)
+    raise InputError("no room for another tear in this tendon; choose a smaller size")
+
+
+def insert_round(parts: Parts, index: int, size: float | None, random: np.random.Generator) -> Parts:
+    """A vessel or nerve: a rounded shape in muscle, deep tissue or background, clear of other blobs and of bone shadow.
+
+    size: its width as a fraction of the picture's, drawn if None. Raises InputError where there is no room.
+    """
+    schema, (height, width) = parts.schema, parts.ground.shape
+    allowed = [schema.index(name) for name in HOSTS[schema.names[index]] if name in schema.names]
+    free = np.isin(parts.ground, allowed) & ~_dilate(parts.blobs != NO_BLOB, max(2, round(0.015 * height)))
+    if "bone" in schema.names:  # nothing is imaged behind bone
+        free &= ~np.maximum.accumulate(parts.ground == schema.index("bone"), axis=0)
+    free[: round(0.06 * height)] = False  # skin
+    room = cv2.distanceTransform(np.pad(free, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    for attempt in range(20):
+        half = (random.uniform(0.04, 0.1) if size is None else size / 2) * width
+        if size is None:
+            half *= 0.92**attempt
+        ys, xs = np.nonzero(room > half * 1.1)
+        if not len(ys):
+            continue
+        place = int(random.integers(len(ys)))
+        angle, flat = random.uniform(-0.5, 0.5), random.uniform(0.55, 1.0)
+        columns, rows = grid(free.shape)
+        across, down = columns - xs[place], rows - ys[place]
+        u = (across * math.cos(angle) + down * math.sin(angle)) / half
+        v = (down * math.cos(angle) - across * math.sin(angle)) / (half * flat)
+        shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.07, 3)) & free
+        if shape.sum() >= 12 and len(components(shape)) == 1:
+            return Parts(parts.ground, np.where(shape, np.uint8(index), parts.blobs), schema)
+    name = schema.names[index]
+    raise InputError(f"no room for a {name} clear of what is there; choose a smaller size or another mask")
+
+
+def _ragged(angle: Floats, random: np.random.Generator, amplitude: float, count: int) -> Floats:
+    """Radius (1 on average) of an outline over its angle: harmonics 2, 3, ... with falling amplitudes."""
+    radius = np.ones_like(angle)
+    for k in range(count):
+        size, phase = random.uniform(0, amplitude) / math.sqrt(k + 1), random.uniform(0, 2 * math.pi)
+        radius += np.float32(size) * np.cos((k + 2) * angle + np.float32(phase))
+    return radius
+
+
+def _dilate(region: Bools, pixels: int) -> Bools:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
+    return np.asarray(cv2.dilate(region.astype(np.uint8), kernel) > 0)
