@@ -111,7 +111,7 @@ def bench(
 
 def _compare(first: Path, second: Path, *, fail_above: float | None, as_json: bool) -> int:
     from csg_edge.benchmarks import compare
-    from csg_edge.benchmarks.session import read_record
+    from csg_edge.benchmarks.files import read_record
 
     records = read_record(first), read_record(second)
     ratios = compare.compare(*records, fail_above=fail_above)

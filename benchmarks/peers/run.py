@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from csg_edge.benchmarks.environment import busy_warning, describe_machine, snapshot
+from csg_edge.benchmarks.files import write_json
 from csg_edge.benchmarks.roofline import available_cores
-from csg_edge.benchmarks.session import manifest_hash, write_json
+from csg_edge.benchmarks.session import manifest_hash
 from csg_edge.benchmarks.systems import make_library
 from csg_edge.bundle import Bundle, find_bundle, read_bundle
 from csg_edge.generator import why_not

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from csg_edge.benchmarks.session import SAMPLES, file_name
+from csg_edge.benchmarks.files import SAMPLES, file_name
 
 TABLE, PAGE = "bench.md", "bench.html"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -6,9 +6,7 @@ the machine hits all of them. The record is rewritten after every task: what is 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.benchmarks import statistics
 from csg_edge.benchmarks.environment import busy_warning, describe_machine, snapshot
+from csg_edge.benchmarks.files import FORMAT, LOGS, RECORD, SAMPLES, Record, file_name, write_json, write_samples
 from csg_edge.benchmarks.loadgen import check_loadgen
 from csg_edge.benchmarks.roofline import achieved
 from csg_edge.benchmarks.scenarios import Plan
+from csg_edge.benchmarks.summary import runtime_milliseconds, stage_times, summarise_scenario
 from csg_edge.benchmarks.systems import make_library
 from csg_edge.benchmarks.tasks import StoppedError, cold_starts, run_task
 from csg_edge.bundle import MANIFEST_NAME, Bundle, Engine, find_bundle, read_bundle
@@ -32,13 +31,9 @@ from csg_edge.errors import InputError
 from csg_edge.progress import Progress
 from csg_edge.selection import identity, why_not
 
-FORMAT = 1
-RECORD, SAMPLES, LOGS = "bench.json", "samples", "loadgen"
 PEAK_SECONDS = {"short": 0.15}  # per shape and number format
 PEAK_SECONDS_ELSE = 1.0
 PROFILE_LIMIT, PEAK_LIMIT = 600.0, 600.0
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -289,72 +284,6 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {out}: cannot write ({error.strerror or error}); choose a writable folder") from None
 
 
-def summarise_scenario(runs: Sequence[Record], name: str, *, seed: int) -> Record | None:
-    """Figures of one scenario over its rounds, None if there is no sample.
-
-    Latencies are per query; of offline, where a latency would only say how many images came before, they are the
-    times from one image to the next.
-    """
-    parts = [run["scenarios"][name] for run in runs if run.get("scenarios", {}).get(name, {}).get("samples")]
-    parts = [part for part in parts if part["samples"]["finished"]]
-    if not parts:
-        return None
-    rounds = [latencies_ms(part["samples"], offline=name == "offline") for part in parts]
-    blocks = [statistics.block_medians(values, max(1, statistics.BLOCKS // len(rounds))) for values in rounds]
-    low, high = statistics.median_interval(blocks, seed=seed)
-    images = [sum(part["samples"]["samples"]) for part in parts]
-    spans = [1e-9 * (part["samples"]["finished"][-1] - part["samples"]["issued"][0]) for part in parts]
-    energy = [part["energy_joules"] for part in parts if part.get("energy_joules")]
-    counters = sorted({counter for found in energy for counter in found})
-    return {
-        "unit": "ms from one image to the next" if name == "offline" else "ms per query",
-        "samples_per_query": parts[0]["samples"]["samples"][0],
-        "latency_ms": statistics.summarise(np.concatenate(rounds)),
-        "median_interval_ms": [low, high],
-        "median_of_rounds_ms": [statistics.percentile(values, 0.5) for values in rounds],
-        "images": sum(images),
-        "images_per_second": sum(images) / sum(spans),
-        "images_per_second_of_rounds": [count / span for count, span in zip(images, spans, strict=True)],
-        "joules_per_image_estimated": {
-            counter: sum(found.get(counter, 0.0) for found in energy) / sum(images) for counter in counters
-        } or None,
-        "blocks_ms": [[round(value, 4) for value in found] for found in blocks],
-        "loadgen": [part["loadgen"] for part in parts if "loadgen" in part],
-    }  # fmt: skip
-
-
-def latencies_ms(samples: Mapping[str, Sequence[int]], *, offline: bool) -> statistics.Values:
-    """(N,) of one run."""
-    finished, issued = np.asarray(samples["finished"], np.float64), np.asarray(samples["issued"], np.float64)
-    return 1e-6 * (np.diff(finished, prepend=issued[0]) if offline else finished - issued)
-
-
-def runtime_milliseconds(row: Mapping[str, Any]) -> float | None:
-    """Median time inside the runtime: of single-stream without what the host does around it."""
-    host, single = row.get("host"), row["scenarios"].get("single-stream")
-    if host is None:
-        return None
-    around = max(host["generate"] - host["runtime_call"], 0.0)
-    runtime: float = host["runtime_call"] if single is None else single["latency_ms"]["p50"] - around
-    return runtime if runtime > 0 else None
-
-
-def stage_times(row: Mapping[str, Any]) -> dict[str, float] | None:
-    """Milliseconds per stage of one image: those of the graph, scaled from the profile, and those of the host."""
-    runtime_ms, profile = runtime_milliseconds(row), row.get("profile") or {}
-    if runtime_ms is None or "stages_ms" not in profile:
-        return None
-    scale = runtime_ms / profile["profiled_ms"]
-    host = row["host"]
-    around = max(host["generate"] - host["runtime_call"], 0.0)
-    known = {"host: noise": host["noise"], "host: checks and resizing": host["check_and_resize"]}
-    return {
-        **{stage: scale * ms for stage, ms in sorted(profile["stages_ms"].items())},
-        **known,
-        "host: copies and calls": max(around - sum(known.values()), 0.0),
-    }
-
-
 def read_quality(path: Path, bundle: Bundle) -> dict[str, Any]:
     """Engine label -> its figures, from a validation record of this very bundle. Raises InputError for another file."""
     from csg_edge.quality.record import Record as Validation
@@ -377,48 +306,6 @@ def read_quality(path: Path, bundle: Bundle) -> dict[str, Any]:
 def manifest_hash(bundle: Bundle) -> str:
     """SHA-256 of the manifest, which holds the hash of every other file."""
     return hashlib.sha256((bundle.path / MANIFEST_NAME).read_bytes()).hexdigest()
-
-
-def write_samples(path: Path, runs: Sequence[Record]) -> None:
-    """Raw latencies of one engine as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(("scenario", "round", "query", "images", "issued_ms", "latency_ms"))
-        for turn, run in enumerate(runs, start=1):
-            for name, found in run.get("scenarios", {}).items():
-                samples = found["samples"]
-                for query, (issued, finished, images) in enumerate(
-                    zip(samples["issued"], samples["finished"], samples["samples"], strict=True)
-                ):
-                    rows.writerow(
-                        (name, turn, query, images, f"{1e-6 * issued:.4f}", f"{1e-6 * (finished - issued):.4f}")
-                    )
-    os.replace(aside, path)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def read_record(path: Path) -> Record:
-    """A `bench.json`. Raises InputError for anything else."""
-    try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] != "csg-edge bench" or record["format"] != FORMAT:
-            raise ValueError(f"kind {record['kind']}, format {record['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a record of csg-edge bench ({error}); give a bench.json") from None
-    return record
-
-
-def file_name(label: str) -> str:
-    """A label as part of a path on every system."""
-    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in label.replace(", ", "-"))
 
 
 def _new_record(settings: Settings, bundle: str) -> Record:

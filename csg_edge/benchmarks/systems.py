@@ -84,12 +84,16 @@ class EngineSystem:
 
 
 class StandIn:
-    """Sleeps `ms` for an image and `slow_ms` for every `slow_every`-th; aborts the process at image `abort_at`."""
+    """Sleeps `ms` for an image and `slow_ms` for every `slow_every`-th; aborts the process at image `abort_at`.
+
+    `spent_ms` is what each image took by its own clock: a sleep never ends early, but a busy machine ends it late.
+    """
 
     def __init__(
         self, *, ms: float = 0.0, slow_ms: float = 0.0, slow_every: int = 0, abort_at: int = 0, fail_at: int = 0
     ) -> None:
         self.library = 16
+        self.spent_ms: list[float] = []
         self._seconds, self._slow_seconds, self._slow_every = 1e-3 * ms, 1e-3 * slow_ms, slow_every
         self._abort_at, self._fail_at = abort_at, fail_at
         self._count = 0
@@ -102,8 +106,10 @@ class StandIn:
             if self._count == self._fail_at:
                 raise EngineError("stand-in: failed as asked; ask for no failure")
             slow = self._slow_every and self._count % self._slow_every == 0
+            start = time.perf_counter()
             if seconds := self._slow_seconds if slow else self._seconds:
                 time.sleep(seconds)
+            self.spent_ms.append(1e3 * (time.perf_counter() - start))
             yield
 
     def about(self) -> dict[str, Any]:

@@ -70,12 +70,16 @@ def latency(request: Mapping[str, Any], keep: Keep, stop: threading.Event) -> No
             samples = Samples()
             row: dict[str, Any] = {"samples": vars(samples), "energy_joules": None}
             result["scenarios"][scenario.name] = row
+            if isinstance(system, StandIn):
+                system.spent_ms.clear()
             meter = _meter()
             row["loadgen"] = drive(
                 system, scenario, seconds_per_image=estimate, seed=request["seed"],
                 folder=Path(request["logs"]) / scenario.name, samples=samples, leave=leave, give_up=give_up,
             )  # fmt: skip
             row["energy_joules"] = meter()
+            if isinstance(system, StandIn):
+                row["own_ms"] = list(system.spent_ms)
         result["memory_mb"]["peak"] = peak_memory()
         if isinstance(system, EngineSystem):
             result["host"] = host_costs(system, request)
