@@ -2,10 +2,13 @@
 PYTHON ?= python3
 DEMO_ENV := .venv/demo
 DEV_ENV := .venv/dev
+BENCH_ENV := .venv/bench
 DEMO_OUT ?= demo
+BENCH_OUT ?= bench
+BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
 
-.PHONY: help demo test test-slow lint wheel bundle validate clean
+.PHONY: help demo test test-slow lint wheel bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
@@ -14,6 +17,8 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make wheel      build the wheel and check what is in it"
 	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (a quarter of an hour; report in validation/)"
+	@echo "make bench      latency of every engine of the shipped bundle (some four minutes each; BENCH_MODE=short: half a minute)"
+	@echo "make bench-peers  the same image by benchmark_app, ONNX Runtime, torch, diffusers (half an hour; resumes)"
 	@echo "make bundle     train, distil and export msk-256 again (hours; needs the real sets, see export/README.md)"
 
 # A stamp says that an environment holds what pyproject.toml asks for.
@@ -27,6 +32,12 @@ $(DEV_ENV)/.ready: pyproject.toml
 	@echo "== setting up $(DEV_ENV): everything the tests need, PyTorch included (a few minutes)"
 	@$(PYTHON) -m venv $(DEV_ENV)
 	@$(DEV_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(BENCH_ENV)/.ready: pyproject.toml
+	@echo "== setting up $(BENCH_ENV): OpenVINO, ONNX Runtime, MLCommons LoadGen"
+	@$(PYTHON) -m venv $(BENCH_ENV)
+	@$(BENCH_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 demo: $(DEMO_ENV)/.ready
@@ -64,6 +75,12 @@ bundle: $(DEV_ENV)/.ready
 
 validate: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/csg-edge validate --data $(REAL_DATA) --teacher export/msk-256.teacher --guidance 2 --steps 1,4 --out validation
+
+bench: $(BENCH_ENV)/.ready
+	@$(BENCH_ENV)/bin/csg-edge bench --mode $(BENCH_MODE) --steps 1,4 --quality benchmarks/results/quality.json --out $(BENCH_OUT)
+
+bench-peers: $(DEV_ENV)/.ready
+	@$(DEV_ENV)/bin/python benchmarks/peers/run.py --resume
 
 clean:
 	rm -rf .venv dist $(DEMO_OUT)/phantom $(DEMO_OUT)/images .pytest_cache .mypy_cache .ruff_cache

@@ -15,6 +15,8 @@ NEEDED = (
     "csg_edge/quality/evaluators_msk/segmenter.safetensors",
     "csg_edge/quality/templates/report.html",
     "csg_edge/quality/templates/turing.js",
+    "csg_edge/benchmarks/scenarios/short.toml",
+    "csg_edge/benchmarks/templates/bench.html",
     "csg_edge/py.typed",
 )
 
