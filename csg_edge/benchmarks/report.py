@@ -99,7 +99,7 @@ def page(record: Mapping[str, Any], out: Path) -> str:
     from csg_edge.benchmarks import plots
     from csg_edge.quality import pages
     from csg_edge.quality.plots import DASHES, assign_looks
-    from csg_edge.quality.report import _flatten
+    from csg_edge.quality.report import flatten
 
     headings, rows = table_rows(record)
     measured = [row for row in record["engines"] if row["scenarios"]]
@@ -140,7 +140,7 @@ def page(record: Mapping[str, Any], out: Path) -> str:
         colds={row["label"]: row["cold"] for row in measured if "no_cache" in (row.get("cold") or {})},
         verdicts=[(row["label"], name, index + 1, found) for row in measured
                   for name, scenario in row["scenarios"].items() for index, found in enumerate(scenario["loadgen"])],
-        machine=_flatten(record["machine"]), plan=_flatten(record["plan"]),
+        machine=flatten(record["machine"]), plan=flatten(record["plan"]),
         clocks={row["label"]: _clocks(row) for row in measured},
         artefacts=[(row["label"], row["file"], row["sha256"]) for row in record["engines"] if "sha256" in row],
         style=Markup(pages.read_asset("report.css")),

@@ -152,8 +152,8 @@ def _page(record: Record, pictures: Pictures) -> str:
         neighbours=[(item, _uri(item.generated), _uri(item.train)) for item in pictures.neighbours],
         fakes=[(item, _uri(item.image)) for item in pictures.fakes],
         contexts=[(item, _uri(item.context), _uri(item.generated)) for item in pictures.contexts],
-        settings=_flatten(record.settings),
-        environment=_flatten(record.environment),
+        settings=flatten(record.settings),
+        environment=flatten(record.environment),
         seconds=[(stage, f"{seconds:.1f}") for stage, seconds in record.seconds.items()],
         total_minutes=f"{sum(record.seconds.values()) / 60:.1f}",
         number=_typeset,
@@ -246,12 +246,12 @@ def _legend(pictures: Pictures) -> list[tuple[str, str]]:
     return legend
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, text)."""
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            rows += _flatten(value, f"{prefix}{name}.")
+            rows += flatten(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
             rows.append((f"{prefix}{name}", ", ".join(str(item) for item in value)))
         else:
