@@ -47,7 +47,7 @@ def draw_course(
         for turn in range(longest):
             here = [(label, rounds[turn]) for label, rounds in values.items() if turn < len(rounds)]
             for label, (seconds, ms) in here:
-                axes.plot(begin + np.asarray(seconds), ms, ".", color=looks[label].colour, ms=2.0, alpha=0.7)
+                axes.plot(begin + np.asarray(seconds), ms, ".", color=looks[label].colour, ms=3.0, alpha=0.7)
             begin += 1.05 * max(seconds[-1] for _, (seconds, _) in here)
             if turn + 1 < longest:
                 axes.axvline(begin, color="#8a8f98", lw=0.5, ls=":")
