@@ -45,6 +45,12 @@ seed_option = click.option(
     default=None,
     help="Classes of the masks: our musculoskeletal ones, or those of the sets.  [default: msk, or that of --init]",
 )
+@click.option(
+    "--autoencoder",
+    type=FOLDER,
+    default=None,
+    help="Folder of a learned autoencoder (`train-autoencoder`).  [default: a block DCT, or that of --init]",
+)
 @click.option("--init", type=FOLDER, default=None, help="Teacher folder to start from, to fine-tune or extend it.")
 @click.option("--share", "shares", multiple=True, help="SET=NUMBER: how often a set is drawn, 1 if not given.")
 @click.option("--image-size", type=int, default=None, help="Side of the images, a multiple of 32.  [default: 256]")

@@ -9,34 +9,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from foreign_teacher import SIZE, write_bridge_teacher, write_epsilon_teacher
 from test_pipeline import csg_edge
 
-from csg_edge.labels import MSK_SCHEMA
-from csg_edge.phantom import make_phantom, write_phantoms
+from csg_edge.phantom import write_phantoms
 from csg_edge.training import distil
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, load_autoencoder
-from csg_edge.training.model import CsgModel
-from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.teachers import load_teacher
 
 
 def write_own_teacher(folder: Path) -> Path:
-    """A teacher of ours with random weights, over latents of an autoencoder that our command trained."""
-    data, run = folder.with_name("for_autoencoder"), folder.with_name("autoencoder")
+    """A teacher over latents of an autoencoder, both trained by our commands, for two iterations each."""
+    data, run = folder.with_name("to_train"), folder.with_name("autoencoder")
     write_phantoms(data, count=12, seed=2, size=SIZE)
     shape = ("--size", SIZE, "--downsample", 8, "--channels", 3, "--width", 16)
     csg_edge("train-autoencoder", "--data", data, "--out", run, *shape, "--iterations", 2, "--batch", 2)
-    autoencoder = load_autoencoder(run / "autoencoder")
-    torch.manual_seed(0)
-    network = CsgUNet(NetworkConfig(classes=len(MSK_SCHEMA), latent_channels=3, patch=8, widths=(32,), blocks=(1,)))
-    torch.nn.init.normal_(network.head.weight, std=0.1)
-    transform = BlockDct(BlockDctConfig.fit(np.stack([make_phantom(seed, size=SIZE).image for seed in range(4)])))
-    CsgModel(
-        network, autoencoder, schema=MSK_SCHEMA, image_size=SIZE, role="teacher", context_transform=transform
-    ).save(folder)
-    return folder
+    config = folder.with_name("run.toml")
+    config.write_text("[network]\nwidths = [32]\nblocks = [1]\n[optimisation]\nwarmup = 1\nbatch = 2\niterations = 2\n")
+    out = folder.with_name("trained")
+    options = ("--data", data, "--out", out, "--image-size", SIZE, "--sheet-every", 1)
+    csg_edge("train", "--config", config, "--autoencoder", run / "autoencoder", *options)
+    return out / "teacher"
 
 
 @pytest.mark.slow

@@ -28,7 +28,12 @@ from csg_edge.training.loop import LoopConfig
 from csg_edge.training.networks import NetworkConfig
 from csg_edge.training.teacher import TeacherConfig
 
-DERIVED = ("classes", "latent_channels", "patch")  # of a network: they follow from the label schema and autoencoder
+DERIVED = (
+    "classes",
+    "latent_channels",
+    "patch",
+    "context_channels",
+)  # of a network: they follow from the label schema and autoencoder
 DEFAULT_ITERATIONS = 3000
 PATHS = ("data", "init", "autoencoder")
 

@@ -109,8 +109,8 @@ class CsgModel(nn.Module):
         return multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS)).float()
 
     def fingerprint(self) -> str:
-        """A hash of the denoiser's weights: trajectories of two teachers are not to be mixed."""
-        digest = hashlib.sha256()
+        """A hash of the weights and of how they are sampled: trajectories of two teachers are not to be mixed."""
+        digest = hashlib.sha256(repr((teacher_timesteps(TEACHER_STEPS), GUIDED_ABOVE)).encode())
         for value in self.network.state_dict().values():
             digest.update(value.detach().cpu().numpy().tobytes())
         return digest.hexdigest()

@@ -19,13 +19,13 @@ from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
 from csg_edge.sheets import contact_sheet
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
+from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, load_autoencoder
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.loop import LoopConfig, TrainingState, fit, load_checkpoint, start, write_whole
 from csg_edge.training.model import CsgModel, read_json, write_json
 from csg_edge.training.networks import CsgUNet, NetworkConfig
-from csg_edge.training.process import TEACHER_STEPS, mix, multistep, teacher_timesteps, training_timesteps
+from csg_edge.training.process import mix, training_timesteps
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
 SCHEMAS = ("msk", "own")
@@ -42,6 +42,7 @@ class TeacherConfig:
     shares: tuple[tuple[str, float], ...] = ()  # how often a set is drawn, by name; 1 if not named
     dropout: float = 0.1  # of mask and of context, each
     network: NetworkConfig | None = None  # that of `init`, or MSK_NETWORK
+    autoencoder: Path | None = None  # folder of a learned autoencoder; that of `init`, or a block DCT
     init: Path | None = None  # a teacher to start from; what it lacks starts afresh
     sheet_every: int = 500  # iterations between sample sheets; 0 for none
 
@@ -66,15 +67,27 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
     schema = earlier.schema if earlier else MSK_SCHEMA if config.schema == "msk" else schema_of(config.data)
     sets = read_training_sets(list(config.data), schema, split="train", size=config.image_size)
     source = BatchSource(sets, _weights(sets, config.shares), batch=loop.batch, dropout=config.dropout, seed=loop.seed)
-    bands = earlier.autoencoder.config if earlier else _bands(source, out / "autoencoder.json")
+    bands = earlier.context_transform.config if earlier else _bands(source, out / "autoencoder.json")
+    autoencoder, transform = BlockDct(bands), None
+    if config.autoencoder or earlier:
+        autoencoder = load_autoencoder(config.autoencoder) if config.autoencoder else earlier.autoencoder
+        transform = None if isinstance(autoencoder, BlockDct) else BlockDct(bands)
 
     torch.manual_seed(loop.seed)
     shape = config.network or (earlier.network.config if earlier else MSK_NETWORK)
-    network = CsgUNet(replace(shape, classes=len(schema)))
+    latent = {"latent_channels": autoencoder.channels, "patch": autoencoder.patch}
+    network = CsgUNet(replace(shape, classes=len(schema), context_channels=bands.block**2, **latent))
     if earlier:
         _start_from(network, earlier, config.init)
     network = network.to(device, memory_format=torch.channels_last)
-    model = CsgModel(network, BlockDct(bands).to(device), schema=schema, image_size=config.image_size, role="teacher")
+    model = CsgModel(
+        network,
+        autoencoder,
+        schema=schema,
+        image_size=config.image_size,
+        role="teacher",
+        context_transform=transform,
+    ).to(device)
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -88,7 +101,8 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
             raise RuntimeError(f"batch {index} at iteration {iteration}")
         image, mask, context = (item.to(device) for item in batch)
         generator = seeded(loop.seed, iteration)
-        clean = model.autoencoder.encode(image)
+        with torch.no_grad():
+            clean = model.autoencoder.encode(image)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timestep = training_timesteps(len(clean), generator).to(device)
         with autocast(device, loop.precision):
@@ -138,9 +152,8 @@ class SampleSheets:
             noise = torch.from_numpy(noise_for(number, model.latent_shape(1)[1:]))[None].to(device)
             conditions = (torch.from_numpy(item)[None].to(device) for item in (mask, context))
             with torch.inference_mode(), autocast(device, self.precision):
-                velocity = model.guided_velocity(*conditions, guidance=1.0)
-                clean = multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS))
-                made.append(model.autoencoder.decode(clean.float())[0].cpu().numpy())
+                clean = model.integrate(*conditions, noise, guidance=1.0)
+                made.append(model.autoencoder.decode(clean)[0].cpu().numpy())
         rows = [(mask, context, image) for (mask, context), image in zip(self.rows, made, strict=True)]
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{iteration:06d}.jpg"
