@@ -1,6 +1,6 @@
 """A teacher on the held-out groups of the real sets, beside an earlier teacher and real images against real images.
 
-    python benchmarks/teacher.py --data ../shared/data --teacher export/msk-256.teacher --guidance 1.5 \
+    python benchmarks/teacher.py --data ../shared/data --teacher export/msk-256.teacher --guidance 1.7 \
         --earlier runs/skeleton/teacher --earlier-guidance 2 [--sheet sheet.png]
 
 Every held-out mask once for each of three sampling seeds, with a context of another group. Writes
@@ -79,7 +79,10 @@ def measure(folder: Path, guidance: float, cases: list[Cases], yardstick: Yardst
         found = measure_generated(
             str(folder), "teacher", made, drawn, yardstick, pixels=seed == SEEDS[0], note=quiet
         )  # the test on pixels trains a network each time: once is enough
-        rows.append({name: figure.value for name, figure in found.subject.figures.items()})
+        row = {name: figure.value for name, figure in found.subject.figures.items()}
+        # Of images, where context_hit_rate is of pairs of an image and another context.
+        row["nearer_to_own_context_than_to_most"] = float((found.style.shares > 0.5).mean())
+        rows.append(row)
     mean = {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[0]}
     assert first is not None
     return first, {"folder": folder.name, "guidance": guidance, "mean": mean, "seeds": rows}
@@ -99,8 +102,8 @@ def judge(
     judged = {
         name: {"value": value, "at_most": limit, "holds": value <= limit} for name, (value, limit) in gates.items()
     }
-    hits = found["context_hit_rate"]
-    judged["context_hit_rate"] = {"value": hits, "at_least": CONTEXT_HITS, "holds": hits >= CONTEXT_HITS}
+    for name in ("context_hit_rate", "nearer_to_own_context_than_to_most"):
+        judged[name] = {"value": found[name], "at_least": CONTEXT_HITS, "holds": found[name] >= CONTEXT_HITS}
     return judged
 
 
