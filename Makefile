@@ -74,7 +74,7 @@ bundle: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python export/build.py export/msk-256.toml --data $(REAL_DATA)
 
 validate: $(DEV_ENV)/.ready
-	@$(DEV_ENV)/bin/csg-edge validate --data $(REAL_DATA) --teacher export/msk-256.teacher --guidance 2 --steps 1,4 --out validation
+	@$(DEV_ENV)/bin/csg-edge validate --data $(REAL_DATA) --teacher export/msk-256.teacher --guidance 1.5 --steps 1,4 --out validation
 
 bench: $(BENCH_ENV)/.ready
 	@$(BENCH_ENV)/bin/csg-edge bench --mode $(BENCH_MODE) --steps 1,4 --quality benchmarks/results/quality.json --out $(BENCH_OUT)

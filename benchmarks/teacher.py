@@ -1,6 +1,6 @@
 """A teacher on the held-out groups of the real sets, beside an earlier teacher and real images against real images.
 
-    python benchmarks/teacher.py --data ../shared/data --teacher export/msk-256.teacher --guidance 1.7 \
+    python benchmarks/teacher.py --data ../shared/data --teacher export/msk-256.teacher --guidance 1.5 \
         --earlier runs/skeleton/teacher --earlier-guidance 2 [--sheet sheet.png]
 
 Every held-out mask once for each of three sampling seeds, with a context of another group. Writes
