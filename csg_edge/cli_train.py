@@ -10,6 +10,7 @@ import click
 from csg_edge.cli_build import need
 
 FOLDER = click.Path(path_type=Path)
+NETWORKS = ("full", "nano")  # as csg_edge.training.student has them; it needs torch, and --help should not
 
 data_option = click.option(
     "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
@@ -145,6 +146,16 @@ def train_autoencoder(
     default=None,
     help="Sampling steps of a teacher in diffusers layout; as its csg.json says if not given.",
 )
+@click.option(
+    "--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations to learn, by one student."
+)
+@click.option(
+    "--network",
+    type=click.Choice(NETWORKS),
+    default=NETWORKS[0],
+    show_default=True,
+    help="Size of the student: full, or nano, a quarter of the work.",
+)
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
 @click.option("--batch", default=16, show_default=True, help="Images per iteration.")
 @click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
@@ -153,29 +164,32 @@ def train_autoencoder(
 @precision_option
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, teacher_steps: int | None,
-    iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
+    steps: str, network: str, iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
 
     TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
     """
     _need_training()
-    from csg_edge.training import distil
     from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.distil import distil
     from csg_edge.training.loop import LoopConfig
+    from csg_edge.training.process import parse_steps
+    from csg_edge.training.student import start_student
     from csg_edge.training.teachers import load_teacher
+    from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
-    where = choose_device(device)
+    where, wanted = choose_device(device), parse_steps(steps)
     arithmetic = choose_precision(precision, where)
+    loop = LoopConfig(iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic)
     model = load_teacher(teacher, steps=teacher_steps)
-    config = distil.DistilConfig(data, trajectories, guidance, seed)
     folder = out / "trajectories"
-    finished = distil.make_trajectories(model, config, folder, device=where, precision=arithmetic)
+    config = TrajectoryConfig(data, trajectories, guidance, seed)
+    finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)
     if finished:
-        loop = LoopConfig(
-            iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic
-        )
-        finished = distil.distil(model, distil.Trajectories(folder, trajectories), loop, out=out, device=where)
+        stored = Trajectories(folder, trajectories)
+        student, deviation = start_student(model, stored, network=network, steps=wanted, seed=seed)
+        finished = distil(student, stored, loop, deviation=deviation, out=out, device=where)
     click.echo(
         f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
     )
@@ -184,7 +198,11 @@ def distill(
 @click.command()
 @click.argument("student", type=FOLDER)
 @out_option
-@click.option("--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations, one graph each.")
+@click.option(
+    "--steps",
+    default=None,
+    help="Numbers of denoiser evaluations, a graph each.  [default: all it was made for]",
+)
 @click.option(
     "--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given."
 )
@@ -192,12 +210,19 @@ def distill(
 @click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
 @click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
 def export(
-    student: Path, out: Path, steps: str, size: int | None, name: str | None, card: Path | None, licence: Path | None
+    student: Path,
+    out: Path,
+    steps: str | None,
+    size: int | None,
+    name: str | None,
+    card: Path | None,
+    licence: Path | None,
 ) -> None:
     """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
     _need_training()
-    from csg_edge.export.assemble import export_bundle, parse_steps
+    from csg_edge.export.assemble import export_bundle
     from csg_edge.training.model import CsgModel
+    from csg_edge.training.process import parse_steps
 
     documents = {"MODEL_CARD.md": card, "LICENSE": licence}
     model = CsgModel.load(student)
@@ -205,7 +230,7 @@ def export(
     manifest = export_bundle(
         model,
         out,
-        steps=parse_steps(steps),
+        steps=model.steps if steps is None else parse_steps(steps),
         name=name or out.resolve().name,
         documents={document: path for document, path in documents.items() if path is not None},
     )

@@ -13,7 +13,7 @@ from foreign_teacher import SIZE, write_bridge_teacher, write_epsilon_teacher
 from test_pipeline import csg_edge
 
 from csg_edge.phantom import write_phantoms
-from csg_edge.training import distil
+from csg_edge.training import trajectories
 from csg_edge.training.teachers import load_teacher
 
 
@@ -42,7 +42,7 @@ def test_from_folder_to_images(write: Callable[[Path], Path], guidance: float, t
     write_phantoms(data, count=12, seed=1, size=SIZE)
     teacher = write(tmp_path / "teacher")
     shape = list(load_teacher(teacher).latent_shape(1)[1:])
-    few = ("--trajectories", distil.SHARD, "--iterations", 2, "--batch", 2, "--guidance", guidance)
+    few = ("--trajectories", trajectories.SHARD, "--iterations", 2, "--batch", 2, "--guidance", guidance)
     csg_edge("distill", teacher, "--data", data, "--out", run, *few)
     csg_edge("export", run / "student", "--out", bundle, "--steps", "1")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csg_edge.training import distil
+from csg_edge.training import trajectories
 
 BUILD = Path(__file__).parents[1] / "export" / "build.py"
 
@@ -30,7 +30,7 @@ count = 12
 iterations = 2
 batch = 2
 [distill]
-trajectories = {distil.SHARD}
+trajectories = {trajectories.SHARD}
 iterations = 2
 batch = 2
 [export]

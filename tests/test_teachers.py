@@ -31,13 +31,15 @@ from csg_edge.labels import MSK_SCHEMA, NO_MASK
 from csg_edge.noise import noise_for
 from csg_edge.phantom import write_phantoms
 from csg_edge.quality.cases import make_with_teacher, plan_cases, read_real
-from csg_edge.training import distil
+from csg_edge.training import trajectories
 from csg_edge.training.bridge import PREDICTIONS, BrownianBridge
 from csg_edge.training.diffusers_files import MODULES, make_scheduler
 from csg_edge.training.diffusers_teacher import BRIDGE, FLOW, SCHEDULES, DiffusersProcess, DiffusersTeacher
 from csg_edge.training.model import CsgModel
+from csg_edge.training.student import start_student
 from csg_edge.training.teacher_format import SAMPLERS, TeacherFormat
 from csg_edge.training.teachers import folder_digest, load_teacher
+from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CPU = torch.device("cpu")
@@ -229,14 +231,14 @@ class TestConditions:
         teacher = load_teacher(bridge, steps=2)
         with pytest.raises(TrainingError, match=r"--guidance 2.0: .* give 1"):
             make(teacher, *conditions(), noises(teacher), guidance=2.0)
-        monkeypatch.setattr(distil, "SHARD", 8)
-        guided = distil.DistilConfig((phantom_set,), trajectories=16, guidance=2.0)
+        monkeypatch.setattr(trajectories, "SHARD", 8)
+        guided = TrajectoryConfig((phantom_set,), trajectories=16, guidance=2.0)
         with pytest.raises(TrainingError, match=r"--guidance 2.0: .* give 1"):
-            distil.make_trajectories(teacher, guided, tmp_path / "guided", device=CPU, precision="fp32")
+            make_trajectories(teacher, guided, tmp_path / "guided", device=CPU, precision="fp32")
         assert not (tmp_path / "guided").exists()
-        config = distil.DistilConfig((phantom_set,), trajectories=16)
-        distil.make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
-        stored = distil.Trajectories(tmp_path, 16)
+        config = TrajectoryConfig((phantom_set,), trajectories=16)
+        make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
+        stored = Trajectories(tmp_path, 16)
         assert all((stored.read(index)[2] != NO_MASK).any() and stored.read(index)[3].any() for index in range(16))
 
     def test_the_order_of_channels_is_the_folders(self, copy: Path) -> None:
@@ -269,12 +271,12 @@ class TestStudent:
     def test_a_new_student_fits_the_teachers_latents(
         self, epsilon: Path, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(distil, "SHARD", 2)
+        monkeypatch.setattr(trajectories, "SHARD", 2)
         teacher = load_teacher(epsilon)
-        config = distil.DistilConfig((phantom_set,), trajectories=2)
-        distil.make_trajectories(teacher, config, tmp_path / "t", device=CPU, precision="fp32")
-        stored = distil.Trajectories(tmp_path / "t", 2)
-        student, deviation = distil.start_student(teacher, stored, seed=4)
+        config = TrajectoryConfig((phantom_set,), trajectories=2)
+        make_trajectories(teacher, config, tmp_path / "t", device=CPU, precision="fp32")
+        stored = Trajectories(tmp_path / "t", 2)
+        student, deviation = start_student(teacher, stored, seed=4)
         clean = stored.sample(2)[0]
         assert (clean / deviation).std().item() == pytest.approx(1.0)
         with torch.no_grad():
@@ -290,12 +292,10 @@ class TestStudent:
             latent = noises(teacher)
             # fp16 weights of the decoder
             assert (student.autoencoder.decode(latent).int() - loaded.autoencoder.decode(latent)).abs().max() <= 1
-        assert first.stem.shape == (2, 32 + 16 + 2, 16, 16)
+        assert first.stem.shape == (2, 64, 16, 16)
         torch.testing.assert_close(first.style, second.style, atol=2e-3, rtol=2e-3)
         with pytest.raises(TrainingError, match="trajectories of another teacher"):
-            distil.make_trajectories(
-                load_teacher(epsilon, steps=2), config, tmp_path / "t", device=CPU, precision="fp32"
-            )
+            make_trajectories(load_teacher(epsilon, steps=2), config, tmp_path / "t", device=CPU, precision="fp32")
 
 
 class TestDocument:
@@ -459,11 +459,11 @@ def test_the_command_line_refuses_and_leaves_nothing(
 def test_a_teacher_that_gives_no_numbers_stops(
     copy: Path, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distil, "SHARD", 2)
+    monkeypatch.setattr(trajectories, "SHARD", 2)
     teacher = load_teacher(copy, steps=1)
     assert isinstance(teacher, DiffusersTeacher)
     teacher.unet.conv_out.bias.data.fill_(float("nan"))
-    config = distil.DistilConfig((phantom_set,), trajectories=2)
+    config = TrajectoryConfig((phantom_set,), trajectories=2)
     with pytest.raises(TrainingError, match="not finite"):
-        distil.make_trajectories(teacher, config, tmp_path / "t", device=CPU, precision="fp32")
+        make_trajectories(teacher, config, tmp_path / "t", device=CPU, precision="fp32")
     assert not list((tmp_path / "t").glob("shard*"))

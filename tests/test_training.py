@@ -19,14 +19,17 @@ from csg_edge.errors import TrainingError
 from csg_edge.export.graph import FewStepGraph
 from csg_edge.labels import MSK_SCHEMA, NO_MASK
 from csg_edge.noise import noise_for
-from csg_edge.training import distil, loop
+from csg_edge.training import loop, trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, dct_matrix
 from csg_edge.training.data import BatchSource, read_training_sets
+from csg_edge.training.distil import distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import euler, multistep, teacher_timesteps, training_timesteps
+from csg_edge.training.student import start_student
 from csg_edge.training.teacher import TeacherConfig, train
+from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 from csg_edge.verify import read_case
 
 TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
@@ -226,20 +229,20 @@ class TestResume:
         self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, interrupt: Callable[[int | None], None],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(distil, "SHARD", 2)
+        monkeypatch.setattr(trajectories, "SHARD", 2)
         teacher.save(tmp_path / "teacher")
-        config = distil.DistilConfig((phantom_set,), trajectories=4, guidance=2.0)
+        config = TrajectoryConfig((phantom_set,), trajectories=4, guidance=2.0)
 
         def run(out: Path) -> bool:
             model = CsgModel.load(tmp_path / "teacher")
-            distil.make_trajectories(model, config, out / "trajectories", device=CPU, precision="fp32")
-            stored = distil.Trajectories(out / "trajectories", config.trajectories)
-            return distil.distil(model, stored, LOOP, out=out, device=CPU)
+            make_trajectories(model, config, out / "trajectories", device=CPU, precision="fp32")
+            stored = Trajectories(out / "trajectories", config.trajectories)
+            return distil(start_student(model, stored, seed=0)[0], stored, LOOP, out=out, device=CPU)
 
         assert run(tmp_path / "through")
         interrupt(3)
         assert not run(tmp_path / "resumed")
-        distil.shard_path(tmp_path / "resumed" / "trajectories", 1).unlink()  # as if killed while making it
+        trajectories.shard_path(tmp_path / "resumed" / "trajectories", 1).unlink()  # as if killed while making it
         interrupt(None)
         assert run(tmp_path / "resumed")
         for name in ("trajectories/shard-00001.safetensors", "checkpoint.safetensors", f"student/{WEIGHTS}"):
@@ -248,11 +251,11 @@ class TestResume:
     def test_trajectories_of_another_teacher_are_refused(
         self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(distil, "SHARD", 1)
-        config = distil.DistilConfig((phantom_set,), trajectories=1)
-        distil.make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
+        monkeypatch.setattr(trajectories, "SHARD", 1)
+        config = TrajectoryConfig((phantom_set,), trajectories=1)
+        make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
         with pytest.raises(TrainingError, match="another guidance"):
-            distil.make_trajectories(teacher, replace(config, guidance=2.0), tmp_path, device=CPU, precision="fp32")
+            make_trajectories(teacher, replace(config, guidance=2.0), tmp_path, device=CPU, precision="fp32")
 
 
 class TestLoop:

@@ -21,7 +21,6 @@ from csg_edge.export.targets import TOLERANCES
 from csg_edge.noise import noise_for
 from csg_edge.phantom import SCENES, make_phantom
 from csg_edge.training.model import CsgModel
-from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.verify import verify_engine
 
 GOLDEN_SEED = 2024
@@ -29,18 +28,6 @@ EMPTY: Mapping[str, Path] = MappingProxyType({})
 
 # In order of preference: what `auto` tries first. These open the ONNX graph itself; `build` adds others.
 TARGETS = ("openvino:CPU:bf16", "openvino:CPU:fp32", "onnxruntime:CPU:fp32")
-
-
-def parse_steps(text: str) -> tuple[int, ...]:
-    """`1,2,4` -> (1, 2, 4). Raises InputError for anything the sampler has no timesteps for."""
-    known = ", ".join(map(str, STUDENT_TIMESTEPS))
-    try:
-        steps = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise InputError(f"--steps {text}: give numbers among {known}, separated by commas") from None
-    if not set(steps) <= set(STUDENT_TIMESTEPS):
-        raise InputError(f"--steps {text}: choose among {known}")
-    return steps
 
 
 def export_bundle(

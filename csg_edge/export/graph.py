@@ -19,6 +19,7 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import helper
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from csg_edge import __version__
@@ -32,6 +33,7 @@ OPSET = 20  # ONNX Runtime 1.32 fails on quantised graphs of opset 21 and later
 MAX_IMAGE_SIZE = 512
 SIZE_MULTIPLE = 32
 MAX_BATCH = 64
+FOLDED = 2**24  # elements of a constant worked out on export
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -138,6 +140,11 @@ def export_graphs(model: CsgModel, steps: Sequence[int], directory: Path) -> dic
     Returns (steps, batch) -> path. Raises InputError for a model that is no whole student.
     """
     check_student(model)
+    if unknown := sorted(set(steps) - set(model.steps)):
+        raise InputError(
+            f"--steps {','.join(map(str, unknown))}: the student was made for {', '.join(map(str, model.steps))}; "
+            "choose among these, or distil again with --steps"
+        )
     model = model.cpu().eval()
     graphs = {
         (count, batch): _trace(FewStepGraph(model, count).eval(), model, batch)
@@ -187,8 +194,10 @@ def _trace(module: FewStepGraph, model: CsgModel, batch: int | None) -> onnx.Mod
             dynamic_shapes=None if batch else (free, free, free),
             verbose=False,
         )
-    if program is None:
-        raise EngineError("torch.onnx.export returned no program")
+        if program is None:
+            raise EngineError("torch.onnx.export returned no program")
+        # The stem's weights are used in two parts, which the exporter leaves as slices: too large for its own folding.
+        fold_constants(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     graph = program.model_proto
     graph.producer_version = ""
     _name_nodes(graph.graph)

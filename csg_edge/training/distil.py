@@ -1,194 +1,48 @@
 """Distillation by offline trajectory regression.
 
-The teacher, ours or anyone's, is integrated from fresh noise by its own sampler; the student learns to jump from the
-noise to the clean end of the same trajectory, f(z_t, t) = z_t - t v(z_t, t) (the parametrisation of consistency models,
-Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation of Luhman & Luhman, arXiv 2101.02388). So a
-teacher need not be a flow, only a map from noise and conditions to a clean latent. Later steps are learned where a
-few-step student will stand: on the straight line from the noise to its own first jump. Points of the teacher's curved
-trajectory instead made four steps far too contrasty. Nothing chases itself or an adversary: it cannot diverge.
+The student learns to jump from the noise to the clean end of its teacher's trajectory, f(z_t, t) = z_t - t v(z_t, t)
+(the parametrisation of consistency models, Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation
+of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: on the straight line
+from the noise to its own first jump. Points of the teacher's curved trajectory instead made four steps far too
+contrasty. Nothing chases itself or an adversary: it cannot diverge.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
-from csg_edge.progress import Progress
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
-from csg_edge.training.data import BatchSource, read_training_sets
-from csg_edge.training.device import autocast, seeded
-from csg_edge.training.learned_autoencoder import LearnedAutoencoder
-from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start, stop_requested
+from csg_edge.training.device import autocast
+from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 from csg_edge.training.model import CsgModel
-from csg_edge.training.networks import CsgUNet, NetworkConfig
-from csg_edge.training.process import STUDENT_TIMESTEPS, mix
+from csg_edge.training.process import mix
 from csg_edge.training.storage import read_json, write_json
-from csg_edge.training.teachers import Teacher
+from csg_edge.training.trajectories import Trajectories
 
-INNER_TIMESTEPS = STUDENT_TIMESTEPS[4][1:-1]
-"""Where later steps begin; those of 2 steps are among them."""
-
-SHARD = 32
-DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 LOSS_FLOOR = 1e-4
-SAMPLE = 64  # trajectories that a new student's scales are fitted on
 
 
-@dataclass(frozen=True)
-class DistilConfig:
-    """Which conditions the trajectories are drawn for, how many, and how strongly they are guided."""
-
-    data: tuple[Path, ...]
-    trajectories: int = 2048
-    guidance: float = 1.0
-    seed: int = 0
-
-
-def make_trajectories(
-    teacher: Teacher, config: DistilConfig, directory: Path, *, device: torch.device, precision: str
+def distil(
+    student: CsgModel,
+    trajectories: Trajectories,
+    loop: LoopConfig,
+    *,
+    deviation: float = 1.0,
+    out: Path,
+    device: torch.device,
 ) -> bool:
-    """Fill `directory` with shards of SHARD trajectories each, skipping those already there.
+    """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
-    Returns False when stopped early. Raises TrainingError, before anything is written, for guidance that the teacher
-    does not know.
+    deviation: of the trajectories' latents, where the student's have 1.
     """
-    if config.guidance != 1.0 and not teacher.droppable:
-        raise TrainingError(
-            f"--guidance {config.guidance}: this teacher knows no dropped conditions (see its csg.json); give 1"
-        )
-    sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
-    dropout = DROPOUT if teacher.droppable else 0.0
-    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed)
-    directory.mkdir(parents=True, exist_ok=True)
-    _check_same(directory / "config.json", _fingerprint(teacher, config))
-    teacher = teacher.to(device, memory_format=torch.channels_last).eval()
-    shards = [shard_path(directory, index) for index in range(-(-config.trajectories // SHARD))]
-    todo = [index for index, path in enumerate(shards) if not path.exists()]
-    progress = Progress("trajectories", config.trajectories, done=(len(shards) - len(todo)) * SHARD)
-    with stop_requested() as stopped:
-        for index in todo:
-            if stopped():
-                return False
-            batch = source.draw(index)
-            mask, context = batch.mask.to(device), batch.context.to(device)
-            noise = torch.randn(teacher.latent_shape(SHARD), generator=seeded(config.seed, index))
-            noise = (
-                noise.bfloat16().float().to(device)
-            )  # as it will be stored: the student must start where the teacher did
-            with torch.no_grad(), autocast(device, precision):
-                clean = teacher.integrate(mask, context, noise, guidance=config.guidance)
-            if not torch.isfinite(clean).all():
-                raise TrainingError(
-                    f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
-                )
-            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
-            aside = shards[index].with_suffix(".partial")
-            save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
-            os.replace(aside, shards[index])
-            progress.advance(SHARD)
-    return True
-
-
-def _fingerprint(teacher: Teacher, config: DistilConfig) -> dict[str, Any]:
-    return {
-        "teacher": teacher.fingerprint(),
-        "data": sorted(path.name for path in config.data),
-        "guidance": config.guidance,
-        "seed": config.seed,
-    }
-
-
-def _check_same(path: Path, wanted: dict[str, Any]) -> None:
-    # Trajectories of two teachers in one folder would be averaged without a word.
-    if not path.exists() or not any(path.parent.glob("shard-*.safetensors")):
-        write_json(path, wanted)
-    elif (found := read_json(path)) != wanted:
-        changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
-        raise TrainingError(f"{path.parent}: trajectories of another {changed}; use the same options or another --out")
-
-
-def shard_path(directory: Path, index: int) -> Path:
-    """File of one shard."""
-    return directory / f"shard-{index:05d}.safetensors"
-
-
-class Trajectories:
-    """Random access to stored trajectories, read from disk as needed."""
-
-    def __init__(self, directory: Path, count: int) -> None:
-        self.count = count
-        try:
-            self._files = [
-                safe_open(shard_path(directory, index), framework="pt") for index in range(-(-count // SHARD))
-            ]
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"{directory}: unreadable trajectories ({error}); delete the folder and run again"
-            ) from None
-
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(C, h, w) noise and clean end, (H, W) mask and context of one trajectory."""
-        file, row = self._files[index // SHARD], index % SHARD
-        noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
-        return noise.float(), clean.float(), mask, context
-
-    def sample(self, count: int) -> tuple[Tensor, NDArray[np.uint8]]:
-        """Clean ends (N, C, h, w) of the first `count` trajectories, and their contexts (M, H, W) but the dropped.
-
-        Raises TrainingError if all were dropped.
-        """
-        rows = [self.read(index) for index in range(min(count, self.count))]
-        contexts = [context.numpy() for *_, context in rows if context.any()]
-        if not contexts:
-            raise TrainingError("no trajectory has a context; give more --trajectories")
-        return torch.stack([clean for _, clean, *_ in rows]), np.stack(contexts)
-
-
-def start_student(teacher: Teacher, trajectories: Trajectories, *, seed: int) -> tuple[CsgModel, float]:
-    """The student before training, and by what its latents are smaller than the teacher's.
-
-    A copy of our own teacher; for any other a new network, drawn by the seed, over its latents brought to unit
-    variance: a flow's noise levels are made for that, and not every autoencoder is scaled so.
-    """
-    if isinstance(teacher, CsgModel):
-        network, autoencoder, transform, deviation = teacher.network, teacher.autoencoder, teacher.own_transform, 1.0
-    elif isinstance(teacher.autoencoder, LearnedAutoencoder):
-        clean, contexts = trajectories.sample(SAMPLE)
-        deviation = max(clean.std().item(), 1e-6)
-        autoencoder = teacher.autoencoder.rescaled(deviation)
-        transform = BlockDct(BlockDctConfig.fit(contexts))
-        torch.manual_seed(seed)
-        network = CsgUNet(
-            NetworkConfig(classes=len(teacher.schema), latent_channels=autoencoder.channels, patch=autoencoder.patch)
-        )
-    else:
-        raise TrainingError(f"teacher: {type(teacher.autoencoder).__name__} is no learned autoencoder")
-    student = CsgModel(
-        network,
-        autoencoder,
-        schema=teacher.schema,
-        image_size=teacher.image_size,
-        role="student",
-        context_transform=transform,
-    )
-    return student, deviation
-
-
-def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
-    """Train or resume a student; writes `out/student` at the end. Returns False when stopped early."""
-    student, deviation = start_student(teacher, trajectories, seed=loop.seed)
+    _check_same(out / "student.json", student)
     student = student.to(device, memory_format=torch.channels_last)
-    network = student.network.train()
+    network, inner = student.network.train(), student.inner_timesteps
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -199,8 +53,8 @@ def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, ou
         rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
         noise, clean, mask, context = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
         # Half of the draws at pure noise, where one-step students live.
-        later = random.random(loop.batch) < 0.5
-        drawn = np.where(later, random.choice(INNER_TIMESTEPS, loop.batch), 1.0)
+        later = (random.random(loop.batch) < 0.5) & bool(inner)
+        drawn = np.where(later, random.choice(inner or (1.0,), loop.batch), 1.0)
         timestep = torch.tensor(drawn, dtype=torch.float32, device=device)
         with autocast(device, loop.precision):
             latent = noise.clone()
@@ -218,3 +72,14 @@ def distil(teacher: Teacher, trajectories: Trajectories, loop: LoopConfig, *, ou
     network.load_state_dict(state.ema)
     student.save(out / "student")
     return finished
+
+
+def _check_same(path: Path, student: CsgModel) -> None:
+    # Weights fit a network of any number of steps: only this tells them apart.
+    wanted = json.loads(json.dumps({"steps": student.steps, "network": student.network.config.to_json()}))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    elif (found := read_json(path)) != wanted:
+        changed = " and ".join(key for key in wanted if found.get(key) != wanted[key])
+        raise TrainingError(f"{path.parent}: a student of other {changed}; use the same options or another --out")

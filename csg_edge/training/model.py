@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ from csg_edge.errors import TrainingError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.training.autoencoder import Autoencoder, BlockDct, load_autoencoder
 from csg_edge.training.networks import Conditions, CsgUNet, NetworkConfig, one_hot
-from csg_edge.training.process import TEACHER_STEPS, Velocity, multistep, teacher_timesteps
+from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_STEPS, Velocity, multistep, teacher_timesteps
 from csg_edge.training.storage import folder_replaced, read_json, write_json
 
 GUIDED_ABOVE = 0.45
@@ -32,7 +33,8 @@ class CsgModel(nn.Module):
     """A denoiser with its autoencoder and label schema; our teacher and every student is one of these.
 
     The context always enters as a block DCT, whatever the latents are: `context_transform` if given, else the
-    autoencoder itself. A learned encoder would be in the exported graph for nothing.
+    autoencoder itself. A learned encoder would be in the exported graph for nothing. `steps`: numbers of steps that a
+    student was made for.
     """
 
     droppable = True  # condition dropout is part of its training
@@ -45,6 +47,7 @@ class CsgModel(nn.Module):
         schema: LabelSchema,
         image_size: int,
         role: str,
+        steps: tuple[int, ...] = tuple(STUDENT_TIMESTEPS),
         context_transform: BlockDct | None = None,
     ) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class CsgModel(nn.Module):
             raise TrainingError("a model with a learned autoencoder needs a block DCT for its context; none is given")
         self.network, self.autoencoder = network, autoencoder
         self.own_transform = context_transform
-        self.schema, self.image_size, self.role = schema, image_size, role
+        self.schema, self.image_size, self.role, self.steps = schema, image_size, role, steps
         if self.context_transform.channels != network.config.context_channels:
             raise TrainingError(
                 f"the network takes {network.config.context_channels} context channels, the block DCT of the context "
@@ -65,6 +68,11 @@ class CsgModel(nn.Module):
     def context_transform(self) -> BlockDct:
         """Of the context: uint8 (B, H, W) -> (B, D, h, w)."""
         return self.autoencoder if self.own_transform is None else self.own_transform
+
+    @property
+    def inner_timesteps(self) -> tuple[float, ...]:
+        """Timesteps of a student's evaluations after the first, for any of its numbers of steps, from high to low."""
+        return tuple(sorted({t for count in self.steps for t in STUDENT_TIMESTEPS[count][1:-1]}, reverse=True))
 
     def conditions(self, mask: Tensor, context: Tensor) -> Conditions:
         """(B, H, W) uint8 mask (255: no mask) and context (all zeros: no context)."""
@@ -121,7 +129,9 @@ class CsgModel(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write the folder, weights in fp16; aside first, then renamed."""
-        index = {"_class_name": "CsgModel", "role": self.role, "image_size": self.image_size}
+        index: dict[str, Any] = {"_class_name": "CsgModel", "role": self.role, "image_size": self.image_size}
+        if self.role == "student":
+            index["steps"] = list(self.steps)
         scheduler = {"_class_name": "RectifiedFlow", "prediction_type": "velocity"}
         weights = {
             name: value.detach().to("cpu", torch.float16).contiguous()
@@ -167,6 +177,7 @@ class CsgModel(nn.Module):
             schema=read_schema(directory),
             image_size=index["image_size"],
             role=index["role"],
+            steps=tuple(index.get("steps", STUDENT_TIMESTEPS)),
             context_transform=context,
         )
 

@@ -4,11 +4,15 @@ Mask: strided convolution of the one-hot at the stem, and a class-adaptive scale
 et al., arXiv 2012.04644). Context: channel statistics of a small style encoder (in the sense of Huang & Belongie,
 arXiv 1703.06868) become FiLM (Perez et al., arXiv 1709.07871), and its row-wise mean and deviation carry the fall-off
 with depth.
+
+A student is the same network built for kernels: no attention, HardSwish or ReLU, and per-channel constants where the
+teacher has group norms, which fuse with the convolutions and let int8 through (docs/student.md has what was measured).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,6 +27,10 @@ STYLE_WIDTHS = (32, 64, 96)
 PROFILE_CHANNELS = 8
 TIME_FREQUENCIES = 64
 TOKEN_WIDTH = STYLE_WIDTHS[-1] + 2  # features and where they are: depth and side
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "hardswish": F.hardswish, "relu": F.relu}
+NORMS = ("group", "affine")
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,18 @@ class NetworkConfig:
     deeper: int = 0  # further stages of block, attention and cross-attention at the coarsest level
     context_tokens: bool = False  # cross-attention to the context at the coarsest level
     context_channels: int = 16  # of the context's block DCT, whatever the latents are
+    norm: str = "group"  # or "affine": constants per channel, see Affine
+    activation: str = "silu"  # of the denoiser; or "hardswish", "relu"
+    attention: bool = True  # at the coarsest level
 
     def __post_init__(self) -> None:
+        if self.norm not in NORMS or self.activation not in ACTIVATIONS:
+            raise TrainingError(
+                f"network: norm {self.norm!r} or activation {self.activation!r} is unknown; give one of "
+                f"{', '.join(NORMS)} and of {', '.join(ACTIVATIONS)}"
+            )
+        if self.context_tokens and not self.attention:
+            raise TrainingError("network: context_tokens are read by attention; set attention = true")
         if len(self.widths) != len(self.blocks) or any(width % 32 for width in self.widths):
             raise TrainingError("network: give one block count per width, and widths in multiples of 32")
 
@@ -65,7 +83,7 @@ class NetworkConfig:
 class Conditions(NamedTuple):
     """What mask and context become, once per image; every step shares it."""
 
-    stem: Tensor  # (B, S, h, w) mask features, depth profile, coordinates
+    stem: Tensor  # (B, C, h, w) what mask features, depth profile and coordinates add to the stem
     class_maps: tuple[Tensor, ...]  # per level (B, K, h / 2^l, w / 2^l), fraction of each class in a pixel
     style: Tensor  # (B, E)
     tokens: Tensor | None = None  # (B, N, D) places of the context, what they look like and where they are
@@ -77,9 +95,20 @@ def one_hot(mask: Tensor, classes: int) -> Tensor:
     return (mask.to(torch.int64)[:, None] == indices).to(torch.float32)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Sixteen channels a group."""
-    return nn.GroupNorm(channels // 16, channels)
+class Affine(nn.Module):
+    """A scale and a shift per channel: what is left of a normalisation whose statistics are constants."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def normalisation(channels: int, config: NetworkConfig) -> nn.Module:
+    """The norm of a network; a group norm takes sixteen channels a group."""
+    return nn.GroupNorm(channels // 16, channels) if config.norm == "group" else Affine(channels)
 
 
 def zero_init(module: nn.Conv2d | nn.Linear) -> Any:
@@ -148,27 +177,28 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.norm_in = group_norm(channels)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm_in = normalisation(channels, config)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm_out = group_norm(channels)
+        self.norm_out = normalisation(channels, config)
         self.film = zero_init(nn.Linear(config.embedding, 2 * channels))
         self.clade = zero_init(nn.Conv2d(config.classes, 2 * channels, 1, bias=False))
         self.conv_out = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, features: Tensor, embedding: Tensor, class_map: Tensor) -> Tensor:
-        hidden = self.norm_out(self.conv_in(F.silu(self.norm_in(features))))
+        hidden = self.norm_out(self.conv_in(self.activation(self.norm_in(features))))
         modulation = self.clade(class_map) + self.film(embedding)[:, :, None, None]  # (B, 2 C, h, w)
         scale, shift = modulation.chunk(2, dim=1)
-        return features + self.conv_out(F.silu(hidden + hidden * scale + shift))
+        return features + self.conv_out(self.activation(hidden + hidden * scale + shift))
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over all pixels of the coarsest level."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = group_norm(channels)
+        self.heads = config.heads
+        self.norm = normalisation(channels, config)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -183,10 +213,10 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of every pixel of the coarsest level to the tokens of the context."""
 
-    def __init__(self, channels: int, token_width: int, heads: int) -> None:
+    def __init__(self, channels: int, token_width: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = group_norm(channels)
+        self.heads = config.heads
+        self.norm = normalisation(channels, config)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key_value = nn.Linear(token_width, 2 * channels)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
@@ -202,17 +232,19 @@ class CrossAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """Block, attention to itself and to the context, at the coarsest level."""
+    """Block and, where the network has them, attention to itself and to the context, at the coarsest level."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         channels = config.widths[-1]
         self.block = Block(channels, config)
-        self.attention = Attention(channels, config.heads)
-        self.cross = CrossAttention(channels, TOKEN_WIDTH, config.heads) if config.context_tokens else None
+        self.attention = Attention(channels, config) if config.attention else None
+        self.cross = CrossAttention(channels, TOKEN_WIDTH, config) if config.context_tokens else None
 
     def forward(self, features: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
-        features = self.attention(self.block(features, embedding, conditions.class_maps[-1]))
+        features = self.block(features, embedding, conditions.class_maps[-1])
+        if self.attention is not None:
+            features = self.attention(features)
         return features if self.cross is None else self.cross(features, conditions.tokens)
 
 
@@ -229,7 +261,7 @@ class CsgUNet(nn.Module):
             nn.Linear(2 * TIME_FREQUENCIES, config.embedding), nn.SiLU(), nn.Linear(config.embedding, config.embedding)
         )
         stem = config.latent_channels + config.mask_features + 2 * PROFILE_CHANNELS + 2
-        self.stem = nn.Conv2d(stem, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(stem, widths[0], 3, padding=1)  # of latent and conditions, each its own columns
 
         # Skips are added, not concatenated: cheaper, and a quantiser never meets two distributions in one tensor.
         self.down = nn.ModuleList(self._level(level) for level in levels)
@@ -237,12 +269,13 @@ class CsgUNet(nn.Module):
             nn.Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths)
         )
         self.middle_in = Block(widths[-1], config)
-        self.attention = Attention(widths[-1], config.heads)
+        self.attention = Attention(widths[-1], config) if config.attention else None
         self.middle_out = Block(widths[-1], config)
         self.deeper = nn.ModuleList(Stage(config) for _ in range(config.deeper))
         self.up = nn.ModuleList(self._level(level) for level in levels)
         self.upsample = nn.ModuleList(nn.Conv2d(outer, inner, 3, padding=1) for inner, outer in pairwise(widths))
-        self.norm = group_norm(widths[0])
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = normalisation(widths[0], config)
         self.head = zero_init(nn.Conv2d(widths[0], config.latent_channels, 3, padding=1))
 
     def _level(self, level: int) -> nn.ModuleList:
@@ -261,7 +294,9 @@ class CsgUNet(nn.Module):
         mask_features = self.mask_stem(classes)
         profile = fit_height(profile, mask_features.shape[2])
         like = torch.zeros_like(mask_features[:, :1])
-        stem = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(like) + like], dim=1)
+        given = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(like) + like], dim=1)
+        # The conditions' part of the stem is the same at every step.
+        stem = F.conv2d(given, self.stem.weight[:, self.config.latent_channels :], self.stem.bias, padding=1)
         maps = [F.avg_pool2d(classes, self.config.patch)]
         for _ in self.config.widths[1:]:
             maps.append(F.avg_pool2d(maps[-1], 2))
@@ -276,7 +311,7 @@ class CsgUNet(nn.Module):
         """(B, C, h, w) latent, (B or 1, E) time embedding -> (B, C, h, w) velocity."""
         embedding = F.silu(time_embedding + conditions.style)
         maps = conditions.class_maps
-        features = self.stem(torch.cat([latent, conditions.stem], dim=1))
+        features = F.conv2d(latent, self.stem.weight[:, : self.config.latent_channels], padding=1) + conditions.stem
         skips = []
         for level, blocks in enumerate(self.down):
             if level > 0:
@@ -286,7 +321,9 @@ class CsgUNet(nn.Module):
             skips.append(features)
 
         features = self.middle_in(features, embedding, maps[-1])
-        features = self.middle_out(self.attention(features), embedding, maps[-1])
+        if self.attention is not None:
+            features = self.attention(features)
+        features = self.middle_out(features, embedding, maps[-1])
         for stage in self.deeper:
             features = stage(features, embedding, conditions)
 
@@ -296,4 +333,4 @@ class CsgUNet(nn.Module):
                 features = block(features, embedding, maps[level])
             if level > 0:  # convolve at the coarser size: a quarter of the work
                 features = F.interpolate(self.upsample[level - 1](features), scale_factor=2.0, mode="nearest")
-        return self.head(F.silu(self.norm(features)))
+        return self.head(self.activation(self.norm(features)))

@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from csg_edge.errors import InputError
+
 Velocity = Callable[[Tensor, float], Tensor]
 """(B, C, h, w) latent and a timestep -> (B, C, h, w) velocity, conditions bound."""
 
@@ -21,6 +23,18 @@ TEACHER_STEPS = 11
 
 STUDENT_TIMESTEPS = {1: (1.0, 0.0), 2: (1.0, 0.5, 0.0), 4: (1.0, 5 / 6, 0.5, 1 / 6, 0.0)}
 """Steps -> timesteps."""
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """`1,2,4` -> (1, 2, 4). Raises InputError for anything the sampler has no timesteps for."""
+    known = ", ".join(map(str, STUDENT_TIMESTEPS))
+    try:
+        steps = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise InputError(f"--steps {text}: give numbers among {known}, separated by commas") from None
+    if not set(steps) <= set(STUDENT_TIMESTEPS):
+        raise InputError(f"--steps {text}: choose among {known}")
+    return steps
 
 
 def mix(clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""Trajectories of a teacher: pure noise and the clean latent its own sampler makes of it, for conditions of the sets.
+
+Sharded and resumable. A teacher need not be a flow, only a map from noise and conditions to a clean latent.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from csg_edge.errors import TrainingError
+from csg_edge.progress import Progress
+from csg_edge.training.data import BatchSource, read_training_sets
+from csg_edge.training.device import autocast, seeded
+from csg_edge.training.loop import stop_requested
+from csg_edge.training.storage import read_json, write_json
+from csg_edge.training.teachers import Teacher
+
+SHARD = 32
+DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
+
+
+@dataclass(frozen=True)
+class TrajectoryConfig:
+    """Which conditions the trajectories are drawn for, how many, and how strongly they are guided."""
+
+    data: tuple[Path, ...]
+    trajectories: int = 2048
+    guidance: float = 1.0
+    seed: int = 0
+
+
+def make_trajectories(
+    teacher: Teacher, config: TrajectoryConfig, directory: Path, *, device: torch.device, precision: str
+) -> bool:
+    """Fill `directory` with shards of SHARD trajectories each, skipping those already there.
+
+    Returns False when stopped early. Raises TrainingError, before anything is written, for guidance that the teacher
+    does not know.
+    """
+    if config.guidance != 1.0 and not teacher.droppable:
+        raise TrainingError(
+            f"--guidance {config.guidance}: this teacher knows no dropped conditions (see its csg.json); give 1"
+        )
+    sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
+    dropout = DROPOUT if teacher.droppable else 0.0
+    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_same(directory / "config.json", _fingerprint(teacher, config))
+    teacher = teacher.to(device, memory_format=torch.channels_last).eval()
+    shards = [shard_path(directory, index) for index in range(-(-config.trajectories // SHARD))]
+    todo = [index for index, path in enumerate(shards) if not path.exists()]
+    progress = Progress("trajectories", config.trajectories, done=(len(shards) - len(todo)) * SHARD)
+    with stop_requested() as stopped:
+        for index in todo:
+            if stopped():
+                return False
+            batch = source.draw(index)
+            mask, context = batch.mask.to(device), batch.context.to(device)
+            noise = torch.randn(teacher.latent_shape(SHARD), generator=seeded(config.seed, index))
+            noise = (
+                noise.bfloat16().float().to(device)
+            )  # as it will be stored: the student must start where the teacher did
+            with torch.no_grad(), autocast(device, precision):
+                clean = teacher.integrate(mask, context, noise, guidance=config.guidance)
+            if not torch.isfinite(clean).all():
+                raise TrainingError(
+                    f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
+                )
+            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
+            aside = shards[index].with_suffix(".partial")
+            save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
+            os.replace(aside, shards[index])
+            progress.advance(SHARD)
+    return True
+
+
+def _fingerprint(teacher: Teacher, config: TrajectoryConfig) -> dict[str, Any]:
+    return {
+        "teacher": teacher.fingerprint(),
+        "data": sorted(path.name for path in config.data),
+        "guidance": config.guidance,
+        "seed": config.seed,
+    }
+
+
+def _check_same(path: Path, wanted: dict[str, Any]) -> None:
+    # Trajectories of two teachers in one folder would be averaged without a word.
+    if not path.exists() or not any(path.parent.glob("shard-*.safetensors")):
+        write_json(path, wanted)
+    elif (found := read_json(path)) != wanted:
+        changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
+        raise TrainingError(f"{path.parent}: trajectories of another {changed}; use the same options or another --out")
+
+
+def shard_path(directory: Path, index: int) -> Path:
+    """File of one shard."""
+    return directory / f"shard-{index:05d}.safetensors"
+
+
+class Trajectories:
+    """Random access to stored trajectories, read from disk as needed."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.count = count
+        try:
+            self._files = [
+                safe_open(shard_path(directory, index), framework="pt") for index in range(-(-count // SHARD))
+            ]
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{directory}: unreadable trajectories ({error}); delete the folder and run again"
+            ) from None
+
+    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(C, h, w) noise and clean end, (H, W) mask and context of one trajectory."""
+        file, row = self._files[index // SHARD], index % SHARD
+        noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
+        return noise.float(), clean.float(), mask, context
+
+    def sample(self, count: int) -> tuple[Tensor, NDArray[np.uint8]]:
+        """Clean ends (N, C, h, w) of the first `count` trajectories, and their contexts (M, H, W) but the dropped.
+
+        Raises TrainingError if all were dropped.
+        """
+        rows = [self.read(index) for index in range(min(count, self.count))]
+        contexts = [context.numpy() for *_, context in rows if context.any()]
+        if not contexts:
+            raise TrainingError("no trajectory has a context; give more --trajectories")
+        return torch.stack([clean for _, clean, *_ in rows]), np.stack(contexts)
