@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--other-guidance", type=Path, help="trajectories of the same teacher without guidance")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--row", action="append", choices=list(ROWS), help="all, if not given")
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.json"))
     arguments = parser.parse_args()
 
@@ -86,7 +86,7 @@ def main() -> None:
     yardstick = Yardstick.prepare(real, load_evaluators(schema=MSK_SCHEMA), seed=0)
     cases = plan_cases(real.held_out, count=len(real.held_out), seed=0)
     loop = LoopConfig(
-        iterations=arguments.iterations, warmup=50, ema=0.99, decay=0.3, precision=choose_precision("auto", CPU)
+        iterations=arguments.iterations, warmup=20, ema=0.98, decay=0.3, precision=choose_precision("auto", CPU)
     )
     record: dict[str, Any] = {
         "csg_edge": csg_edge.__version__, "processor": processor_name(), "cores": os.cpu_count(),

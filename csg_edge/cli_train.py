@@ -137,7 +137,13 @@ def train_autoencoder(
 @data_option
 @out_option
 @click.option(
-    "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay in OUT."
+    "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay on disk."
+)
+@click.option(
+    "--trajectories-in",
+    type=FOLDER,
+    default=None,
+    help="Folder to keep trajectories in, to make several students of them.  [default: OUT/trajectories]",
 )
 @click.option("--guidance", default=1.0, show_default=True, help="Classifier-free guidance baked into the student.")
 @click.option(
@@ -163,10 +169,14 @@ def train_autoencoder(
 @device_option
 @precision_option
 def distill(
-    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, guidance: float, teacher_steps: int | None,
-    steps: str, network: str, iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
+    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
+    teacher_steps: int | None, steps: str, network: str, iterations: int, batch: int, learning_rate: float, seed: int,
+    device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
+
+    The student is a network made for kernels: dense convolutions, no attention, constants in place of norms
+    (docs/student.md). Of a teacher of `csg-edge train` it starts with the weights.
 
     TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
     """
@@ -183,7 +193,7 @@ def distill(
     arithmetic = choose_precision(precision, where)
     loop = LoopConfig(iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic)
     model = load_teacher(teacher, steps=teacher_steps)
-    folder = out / "trajectories"
+    folder = trajectories_in or out / "trajectories"
     config = TrajectoryConfig(data, trajectories, guidance, seed)
     finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)
     if finished:

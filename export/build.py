@@ -1,4 +1,4 @@
-"""Build a shipped bundle from its recipe: phantom, train, distil, export, each by its own `csg-edge` command.
+"""Build the shipped bundles from their recipe: phantom, train, distil, export, each by its own `csg-edge` command.
 
 Every stage resumes, so the same call goes on where it was stopped. Run by `make bundle`.
 """
@@ -30,12 +30,14 @@ def main() -> None:
     if not phantom.exists():
         call("phantom", "--out", phantom, *flags(recipe["phantom"]))
     call("train", *sets, "--out", run / "teacher", *flags(recipe["train"]))
-    call("distill", run / "teacher" / "teacher", *sets, "--out", run / "student", *flags(recipe["distill"]))
-    card = arguments.recipe.parent / recipe["card"]
-    bundle = arguments.bundles / name
-    documents = ["--card", card, "--license", Path(__file__).parents[1] / "LICENSE"]
-    call("export", run / "student" / "student", "--out", bundle, *documents, *flags(recipe["export"]))
-    call("verify", bundle)
+    kept = ["--trajectories-in", run / "trajectories", *flags(recipe["trajectories"])]
+    for student, options in recipe["students"].items():
+        out, bundle = run / student, arguments.bundles / student
+        card = arguments.recipe.parent / options.pop("card")
+        call("distill", run / "teacher" / "teacher", *sets, "--out", out, *kept, *flags(options))
+        documents = ["--card", card, "--license", Path(__file__).parents[1] / "LICENSE"]
+        call("export", out / "student", "--out", bundle, *documents, "--name", student)
+        call("verify", bundle)
 
 
 def flags(options: dict[str, Any]) -> list[str]:

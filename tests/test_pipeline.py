@@ -23,18 +23,24 @@ def csg_edge(*arguments: object) -> str:
 
 RECIPE = f"""
 name = "tiny"
-card = "card.md"
 [phantom]
 count = 12
 [train]
 iterations = 2
 batch = 2
-[distill]
+[trajectories]
 trajectories = {trajectories.SHARD}
+[students.tiny]
+card = "card.md"
+steps = "2"
 iterations = 2
 batch = 2
-[export]
-steps = "2"
+[students.tiny-nano]
+card = "card.md"
+network = "nano"
+steps = "1"
+iterations = 2
+batch = 2
 """
 
 
@@ -47,6 +53,7 @@ def test_a_recipe_leads_from_phantom_to_images(phantom_set: Path, tmp_path: Path
 
     phantom, bundle, out = tmp_path / "runs/tiny/phantom", tmp_path / "tiny", tmp_path / "images"
     assert json.loads(csg_edge("verify", bundle, "--json"))["passed"] is True
+    assert json.loads((tmp_path / "tiny-nano" / "manifest.json").read_text())["steps"] == [1]
     assert {path.name for path in bundle.glob("*.md")} == {"MODEL_CARD.md"}
     options = ("--mask", phantom / "masks", "--context", phantom / "contexts", "--bundle", bundle, "--steps", 2)
     record = json.loads(csg_edge("generate", *options, "--out", out, "--json"))

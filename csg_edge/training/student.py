@@ -27,12 +27,14 @@ NETWORKS = ("full", "nano")
 
 
 def kernel_friendly(config: NetworkConfig, *, network: str = "full") -> NetworkConfig:
-    """The shape of a student of a network like `config`; `nano` has half its widths, a quarter of its work."""
+    """The shape of a student of a network like `config`; `nano` has half its widths, at most a quarter of its work."""
     slim = replace(config, norm="affine", activation="hardswish", attention=False, context_tokens=False)
     if network == "full":
         return slim
     widths = tuple(max(32, width // 64 * 32) for width in config.widths)
-    return replace(slim, widths=widths, mask_features=config.mask_features // 2, embedding=config.embedding // 2)
+    return replace(
+        slim, widths=widths, deeper=0, mask_features=max(8, config.mask_features // 4), embedding=config.embedding // 2
+    )
 
 
 def start_student(
