@@ -245,6 +245,13 @@ class TestResume:
         for name in ("trajectories/shard-00001.safetensors", "checkpoint.safetensors", f"student/{WEIGHTS}"):
             assert same_file(tmp_path / "through" / name, tmp_path / "resumed" / name), name
 
+    @pytest.mark.parametrize("seed", [-1, 2**64])
+    def test_a_seed_that_no_generator_takes_is_refused(self, seed: int) -> None:
+        with pytest.raises(TrainingError, match=f"seed = {seed}"):
+            replace(LOOP, seed=seed)
+        with pytest.raises(TrainingError, match=f"seed = {seed}"):
+            distil.DistilConfig((Path("sets"),), seed=seed)
+
     def test_trajectories_of_another_teacher_are_refused(
         self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

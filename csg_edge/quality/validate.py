@@ -21,6 +21,7 @@ from csg_edge.datasets import find_sets, read_set
 from csg_edge.doctor import processor_name
 from csg_edge.errors import InputError
 from csg_edge.generator import Generator, load
+from csg_edge.noise import check_seed
 from csg_edge.progress import Progress
 from csg_edge.quality.bootstrap import group_interval
 from csg_edge.quality.cases import (
@@ -63,6 +64,9 @@ class Settings:
     gates_only: bool = False
     usefulness: bool = False
     evaluators: Path = SHIPPED
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
+from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.data import BatchSource, read_training_sets
@@ -52,6 +53,10 @@ class DistilConfig:
     trajectories: int = 2048
     guidance: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise TrainingError(f"seed = {self.seed}: give an integer from 0 to {MAX_SEED}")
 
 
 def make_trajectories(

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
+from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 
 LOG_EVERY = 20
@@ -49,6 +50,7 @@ class LoopConfig:
             ("decay", 0.0 <= self.decay <= 1.0),
             ("ema", 0.0 <= self.ema < 1.0),
             ("clip", self.clip > 0.0),
+            ("seed", 0 <= self.seed <= MAX_SEED),
             ("precision", self.precision in ("fp32", "bf16")),
         ):
             if not right:
