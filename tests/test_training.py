@@ -119,6 +119,16 @@ class TestData:
         with pytest.raises(TrainingError, match="another group"):
             BatchSource([alone], [1.0], batch=1, dropout=0.0, seed=0)
 
+    def test_without_contexts_one_group_is_enough(self, source: BatchSource) -> None:
+        data = source.sets[0]
+        alone = replace(data, groups=("one",) * len(data))
+        without = BatchSource([alone], [1.0], batch=4, dropout=0.0, seed=3, contexts=False)
+        streamed = dict(without.stream(1, 3))
+        for index, batch in streamed.items():
+            assert batch.context.shape == batch.image.shape and not batch.context.any()
+            assert batch.mask.max() < len(MSK_SCHEMA) and batch.image.any()
+            assert all(torch.equal(one, other) for one, other in zip(batch, without.draw(index), strict=True))
+
 
 class TestNetwork:
     def test_conditions_matter_and_can_be_dropped(self, teacher: CsgModel, source: BatchSource) -> None:

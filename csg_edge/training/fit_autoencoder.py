@@ -68,7 +68,8 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
     `reconstruction.json`, which tells how true its images are.
     """
     sets = read_training_sets(list(config.data), schema_of(config.data), split="train", size=config.image_size)
-    source = BatchSource(sets, [1.0] * len(sets), batch=loop.batch, dropout=0.0, seed=loop.seed)
+    shares = [1.0] * len(sets)
+    source = BatchSource(sets, shares, batch=loop.batch, dropout=0.0, seed=loop.seed, contexts=False)
     torch.manual_seed(loop.seed)
     network = make_network(config).to(device, memory_format=torch.channels_last)
     state = start(network, loop)

@@ -29,7 +29,7 @@ from csg_edge.training.process import mix, training_timesteps
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
 SCHEMAS = ("msk", "own")
-SHEET_ROWS = 8
+ROWS_OF_SET = 4  # in a sheet of samples
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,12 @@ class SampleSheets:
         for root in config.data:
             for directory in find_sets(root):
                 split = "val" if "val" in splits_of(directory) else "train"
-                data = read_set(directory, model.schema, split=split, size=config.image_size)
-                groups = list(data.indices_by_group().values())
-                for number in range(min(SHEET_ROWS // 2, len(groups))):
-                    context = groups[(number + 1) % len(groups)][0]
-                    self.rows.append((data.masks[groups[number][0]], data.images[context]))
+                # One image of each group; the last row's context is of a group more.
+                data = read_set(
+                    directory, model.schema, split=split, size=config.image_size, first_of_groups=ROWS_OF_SET + 1
+                )
+                for number in range(min(ROWS_OF_SET, len(data))):
+                    self.rows.append((data.masks[number], data.images[(number + 1) % len(data)]))
 
     def draw(self, iteration: int) -> None:
         """Write `ITERATION.jpg` when it is time for one."""
