@@ -58,7 +58,9 @@ def read_set(
             f"--size {size}"
         )
     table = _class_table(source, schema)
-    images, masks, names, groups = [], [], [], []
+    images, masks = [], []
+    names: list[str] = []
+    groups: list[str] = []
     for position, example in enumerate(source.examples):
         group = f"{source.name}/{example.group}"
         if example.split != split:

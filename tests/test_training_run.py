@@ -193,7 +193,7 @@ class TestCommand:
         )  # fmt: skip
         assert done.returncode == 2
         assert "free disk space" in done.stderr.splitlines()[-1]
-        assert not list(out.glob("*.partial")) and not (out / "teacher").exists()
+        assert not list(out.rglob("*partial*")) and not (out / "teacher").exists()
 
     @pytest.mark.slow
     def test_killed_at_any_moment_it_goes_on(self, run_file: Path, tmp_path: Path) -> None:

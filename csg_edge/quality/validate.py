@@ -38,6 +38,7 @@ from csg_edge.quality.gates import judge
 from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
 from csg_edge.quality.record import FORMAT, Gate, Record, Subject
 from csg_edge.quality.samples import Samples
+from csg_edge.storage import written_whole
 from csg_edge.training.teachers import folder_digest
 
 if TYPE_CHECKING:
@@ -221,10 +222,8 @@ def _kept(path: Path, cases: Cases, make: Callable[[], Samples]) -> Samples:
             return Samples(images, cases.wanted.masks, cases.wanted.names, cases.wanted.groups, cases.contexts.images)
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("wb") as file:
+    with written_whole(path) as aside, aside.open("wb") as file:
         np.save(file, made.images)
-    os.replace(aside, path)
     return made
 
 

@@ -10,7 +10,6 @@ trajectory instead made four steps far too contrasty. Nothing chases itself or a
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 from csg_edge.errors import TrainingError
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
+from csg_edge.storage import write_json, written_whole
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
@@ -33,7 +33,7 @@ from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start, stop
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, mix
-from csg_edge.training.storage import read_json, write_json
+from csg_edge.training.storage import read_json
 from csg_edge.training.teachers import Teacher
 
 INNER_TIMESTEPS = STUDENT_TIMESTEPS[4][1:-1]
@@ -97,9 +97,8 @@ def make_trajectories(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
                 )
             ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
-            aside = shards[index].with_suffix(".partial")
-            save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
-            os.replace(aside, shards[index])
+            with written_whole(shards[index]) as aside:
+                save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
             progress.advance(SHARD)
     return True
 
