@@ -19,11 +19,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, /, *, folder: Path = TEMPLATES, **values: Any) -> str:
-    """Fill a template; in HTML every value is escaped unless it is `markupsafe.Markup`."""
+    """Fill a template of `folder`; in HTML every value is escaped unless it is `markupsafe.Markup`.
+
+    Templates of any folder may build on those of this package.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
