@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from csg_edge.errors import BundleError, CsgEdgeError, InputError
 from csg_edge.labels import LabelSchema
+from csg_edge.storage import write_json, write_whole
 
 FORMAT = 2
 MANIFEST_NAME = "manifest.json"
@@ -207,15 +207,9 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     files = {name: _entry(directory / name) for name in names if name not in (MANIFEST_NAME, DIGEST_NAME)}
     manifest = replace(manifest, files=files)
-    _write(directory / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2) + "\n")
-    _write(directory / DIGEST_NAME, _digest_line(directory))
+    write_json(directory / MANIFEST_NAME, asdict(manifest))
+    write_whole(directory / DIGEST_NAME, _digest_line(directory))
     return manifest
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _digest_line(directory: Path) -> str:

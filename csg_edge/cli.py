@@ -15,6 +15,7 @@ from csg_edge import __version__
 from csg_edge.cli_bench import bench
 from csg_edge.cli_build import build, need
 from csg_edge.cli_data import pack
+from csg_edge.cli_options import seed_option
 from csg_edge.cli_train import distill, export, train, train_autoencoder
 from csg_edge.errors import CsgEdgeError
 from csg_edge.quality.commands import fit_evaluators, validate
@@ -76,9 +77,6 @@ bundle_option = click.option(
 )
 bundle_argument = click.argument("bundle", default="msk-256")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-seed_option = click.option(
-    "--seed", default=0, show_default=True, help="First seed; the same seed gives the same result."
-)
 out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
 
 

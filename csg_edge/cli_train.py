@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from csg_edge.cli_build import need
+from csg_edge.cli_options import SEED, seed_option
 
 FOLDER = click.Path(path_type=Path)
 NETWORKS = ("full", "nano")  # as csg_edge.training.student has them; it needs torch, and --help should not
@@ -26,9 +27,6 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
 out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
-seed_option = click.option(
-    "--seed", default=0, show_default=True, help="First seed; the same seed gives the same result."
-)
 
 
 @click.command()
@@ -60,7 +58,7 @@ seed_option = click.option(
 @click.option("--batch", type=int, default=None, help="Images per iteration.  [default: 16]")
 @click.option("--learning-rate", type=float, default=None, help="Step size of the optimiser.  [default: 0.0004]")
 @click.option("--sheet-every", type=int, default=None, help="Iterations between sample sheets.  [default: 500]")
-@click.option("--seed", type=int, default=None, help="The same seed gives the same run.  [default: 0]")
+@click.option("--seed", type=SEED, default=None, help="The same seed gives the same run.  [default: 0]")
 @device_option
 @precision_option
 def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, **given: Any) -> None:

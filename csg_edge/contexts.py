@@ -10,11 +10,8 @@ and its left-right mirror image.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
-import secrets
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from csg_edge.conditions import check_context, list_images, read_context, resize
 from csg_edge.errors import InputError
 from csg_edge.noise import check_seed
 from csg_edge.progress import Progress
+from csg_edge.storage import write_whole
 
 Image = NDArray[np.uint8]
 Style = NDArray[np.float32]
@@ -199,13 +197,9 @@ class _Store:
             self._blobs.store(self._key, buffer.getvalue())
         if self._file is None:
             return
-        aside = self._file.with_name(f".{self._file.name}.partial-{secrets.token_hex(4)}")
         try:
-            aside.write_bytes(buffer.getvalue())
-            os.replace(aside, self._file)
+            write_whole(self._file, buffer.getvalue())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
             raise InputError(f"{self._file}: cannot write ({error.strerror}); choose another file") from None
 
 

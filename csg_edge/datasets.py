@@ -43,8 +43,10 @@ class LabelledSet:
         return groups
 
 
-def read_set(directory: Path, schema: LabelSchema, *, split: str, size: int) -> LabelledSet:
-    """Read one split of a labelled set.
+def read_set(
+    directory: Path, schema: LabelSchema, *, split: str, size: int, first_of_groups: int | None = None
+) -> LabelledSet:
+    """Read one split of a labelled set; with `first_of_groups` only the first image of each of so many groups.
 
     Images and masks are stretched to (size, size). Raises InputError for a set that is not laid out as `layouts` says,
     a class that the schema lacks, files that cannot be used, a packed set of another size, or a split without images.
@@ -56,15 +58,20 @@ def read_set(directory: Path, schema: LabelSchema, *, split: str, size: int) -> 
             f"--size {size}"
         )
     table = _class_table(source, schema)
-    images, masks, names, groups = [], [], [], []
+    images, masks = [], []
+    names: list[str] = []
+    groups: list[str] = []
     for position, example in enumerate(source.examples):
+        group = f"{source.name}/{example.group}"
         if example.split != split:
+            continue
+        if first_of_groups is not None and (group in groups or len(groups) >= first_of_groups):
             continue
         image, mask = source.read(position)
         images.append(resize_image(image, size, size))
         masks.append(table[resize_mask(mask, size, size)])
         names.append(example.name)
-        groups.append(f"{source.name}/{example.group}")
+        groups.append(group)
     if not names:
         raise InputError(
             f"{directory}: no labelled image in split {split!r}; check the split column of manifest.csv "

@@ -7,7 +7,11 @@ becomes 0..255; stored 8-bit levels stay as they are.
 
 from __future__ import annotations
 
+import math
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +53,7 @@ def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     region = _region(dataset, path)
     if region:
         pixels = pixels[region]
-    try:
-        grey = _grey(dataset, pixels, photometric, path)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        raise InputError(f"{path}: its rescale, window or palette cannot be applied ({error}); export as PNG") from None
-    return np.ascontiguousarray(grey)
+    return np.ascontiguousarray(_grey(dataset, pixels, photometric, path))
 
 
 def read_indices(path: Path) -> NDArray[np.uint8]:
@@ -105,11 +105,13 @@ def _decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], 
         raise InputError(f"{path}: no frame {frame}; it has {frames}")
     if "PixelData" not in dataset:
         raise InputError(f"{path}: no pixel data; give a DICOM image")
-    syntax: Any = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if not syntax:
+        raise InputError(f"{path}: no transfer syntax, so its pixel data cannot be told; export it again")
     try:
         decoder = get_decoder(syntax)
-    except (NotImplementedError, TypeError, AttributeError, ValueError):
-        raise InputError(f"{path}: transfer syntax {syntax} is not known; export it uncompressed") from None
+    except NotImplementedError as error:
+        raise InputError(f"{path}: transfer syntax {syntax} is not known; export it uncompressed") from error
     if not decoder.is_available:
         raise InputError(
             f"{path}: no decoder for {syntax.name} is installed; install one that pydicom uses (pylibjpeg, gdcm) "
@@ -152,18 +154,29 @@ def _grey(dataset: Any, pixels: NDArray[Any], photometric: str, path: Path) -> N
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 
     if photometric == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
+        with _file_to_blame(path):
+            pixels = apply_color_lut(pixels, dataset)
         if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 3:
         return _grey_of_colour(pixels, photometric, path)
-    values = apply_modality_lut(pixels, dataset)
-    low, high = _modality_range(dataset)
-    if luts := dataset.get("VOILUTSequence"):
-        values = apply_voi_lut(values.astype(np.int64), dataset)
-        low, high = 0.0, 2.0 ** int(luts[0].LUTDescriptor[2]) - 1
-    elif dataset.get("WindowWidth") and dataset.get("WindowCenter") is not None:
-        values = apply_voi_lut(values, dataset)
+    with _file_to_blame(path):
+        values = apply_modality_lut(pixels, dataset)
+        first, last = _modality_ends(dataset)
+        has_lut = bool(dataset.get("VOILUTSequence"))
+        windowed = not has_lut and bool(dataset.get("WindowWidth")) and dataset.get("WindowCenter") is not None
+    if has_lut:
+        whole = values.astype(np.int64)
+        with _file_to_blame(path):
+            values = apply_voi_lut(whole, dataset)
+            first, last = 0.0, _highest_of_lut(dataset.VOILUTSequence)
+    elif windowed:
+        with _file_to_blame(path):
+            values = apply_voi_lut(values, dataset)
+    # pydicom's window runs from `first` to `last`, even where a negative slope makes `first` the larger.
+    low, high = (first, last) if windowed else sorted((first, last))
+    if low == high or not math.isfinite(high - low):
+        raise InputError(f"{path}: its rescale or lookup table gives no range of grey levels; export it as PNG")
     levels = np.rint((values.astype(np.float64) - low) / (high - low) * 255.0).clip(0, 255).astype(np.uint8)
     return np.asarray(255 - levels if photometric == "MONOCHROME1" else levels, dtype=np.uint8)
 
@@ -181,13 +194,33 @@ def _grey_of_colour(pixels: NDArray[Any], photometric: str, path: Path) -> NDArr
     return np.asarray(pixels[..., 0], dtype=np.uint8)
 
 
-def _modality_range(dataset: Any) -> tuple[float, float]:
-    """Lowest and highest value that modality LUT or rescale can give; windowing keeps this range (PS3.3 C.11.2.1.2)."""
+@contextmanager
+def _file_to_blame(path: Path) -> Iterator[None]:
+    """What pydicom cannot read from the file's elements, or apply to its pixels, is for the file's owner to mend."""
+    try:
+        yield
+    except (
+        ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError, OverflowError, struct.error
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"{path}: its rescale, window or palette cannot be applied ({error}); export it as PNG"
+        ) from error
+
+
+def _modality_ends(dataset: Any) -> tuple[float, float]:
+    """What modality LUT or rescale make of the lowest and of the highest value that can be stored, in this order.
+
+    With a negative slope the first is the larger. Windowing keeps this range (PS3.3 C.11.2.1.2).
+    """
     if luts := dataset.get("ModalityLUTSequence"):
-        return 0.0, 2.0 ** int(luts[0].LUTDescriptor[2]) - 1
+        return 0.0, _highest_of_lut(luts)
     bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation"))
     ends = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if slope is not None and intercept is not None:
         ends = (ends[0] * float(slope) + float(intercept), ends[1] * float(slope) + float(intercept))
     return ends
+
+
+def _highest_of_lut(luts: Any) -> float:
+    return 2.0 ** int(luts[0].LUTDescriptor[2]) - 1

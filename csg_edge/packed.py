@@ -10,7 +10,6 @@ ends. Metadata: one JSON object under the key `csg_edge`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -24,6 +23,7 @@ from csg_edge.conditions import check_mask, decode_image
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.layouts import Example
+from csg_edge.storage import write_whole
 
 FORMAT = 1
 KEY = "csg_edge"
@@ -94,15 +94,11 @@ def pack(sets: Sequence[PackedSet]) -> bytes:
 
 def write_packed(path: Path, data: bytes) -> None:
     """Write a packed file, whole or not at all. Raises InputError when it cannot be written."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        write_whole(path, data)
     except OSError as error:
         raise InputError(f"--out {path}: cannot write ({error.strerror or error}); choose another folder") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def packed_names(path: Path) -> list[str]:

@@ -18,7 +18,6 @@ import csv
 import json
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +49,7 @@ from csg_edge.anatomy import (
 )
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA
+from csg_edge.storage import folder_replaced
 
 __all__ = [
     "SCENES",
@@ -214,21 +214,15 @@ def write_phantoms(directory: str | os.PathLike[str], *, count: int, seed: int, 
         raise InputError(f"phantom: count is {count}; give 1 or more")
     random_stream(seed, Purpose.FOLDER)
     check_size(size)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
+    with folder_replaced(target) as aside:
         for folder in ("images", "masks", "contexts"):
-            (partial / folder).mkdir(parents=True)
-        rows = [_write_one(partial, index, seed=seed, size=size) for index in range(count)]
-        (partial / "labels.json").write_text(json.dumps({"names": MSK_SCHEMA.names}) + "\n", encoding="utf-8")
-        with (partial / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+            (aside / folder).mkdir()
+        rows = [_write_one(aside, index, seed=seed, size=size) for index in range(count)]
+        (aside / "labels.json").write_text(json.dumps({"names": MSK_SCHEMA.names}) + "\n", encoding="utf-8")
+        with (aside / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_one(folder: Path, index: int, *, seed: int, size: int) -> dict[str, object]:

@@ -13,6 +13,7 @@ NEEDED = (
     "csg_edge/models/msk-256/graphs/weights.safetensors",
     "csg_edge/quality/evaluators_msk/encoder.safetensors",
     "csg_edge/quality/evaluators_msk/segmenter.safetensors",
+    "csg_edge/quality/templates/page.html",
     "csg_edge/quality/templates/report.html",
     "csg_edge/quality/templates/turing.js",
     "csg_edge/benchmarks/scenarios/short.toml",

@@ -329,6 +329,25 @@ def test_wrong_use_is_one_line(run: Run, arguments: list[str]) -> None:
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
 
 
+def seeded_commands() -> list[str]:
+    return sorted(
+        name for name, command in main.commands.items() if any(option.name == "seed" for option in command.params)
+    )
+
+
+def test_these_commands_take_a_seed() -> None:
+    assert set(seeded_commands()) >= {
+        "distill", "fit-evaluators", "generate", "phantom", "train", "train-autoencoder", "validate"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", seeded_commands())
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_generator_takes_is_one_line(run: Run, phantoms: Path, command: str, seed: int) -> None:
+    """Whatever else is given: a seed is looked at first."""
+    assert_refused(run(command, "--seed", seed), f"--seed {seed}", "give an integer from 0")
+
+
 class TestPhantom:
     def test_a_folder_ready_for_generate(self, run: Run, tmp_path: Path) -> None:
         result = run("phantom", "--out", tmp_path / "p", "--count", 3, "--seed", 4, "--size", 64, "--json")
@@ -340,8 +359,8 @@ class TestPhantom:
 
     @pytest.mark.parametrize(
         ("options", "named"),
-        [(["--count", 0], "count is 0"), (["--seed", -1], "seed is -1"), (["--size", 100], "size is 100")],
-        ids=["count", "seed", "size"],
+        [(["--count", 0], "count is 0"), (["--size", 100], "size is 100")],
+        ids=["count", "size"],
     )
     def test_bad_options(self, run: Run, tmp_path: Path, options: list[object], named: str) -> None:
         assert_refused(run("phantom", "--out", tmp_path / "p", *options), named, "give")

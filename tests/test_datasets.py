@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -49,6 +50,20 @@ def test_images_and_masks_are_stretched_together(phantom_set: Path) -> None:
     assert small.images.shape == small.masks.shape == (5, 64, 64)
     assert small.images.dtype == small.masks.dtype == np.uint8
     assert np.mean(small.masks.repeat(4, axis=1).repeat(4, axis=2) == large.masks) > 0.95
+
+
+def test_the_first_image_of_each_group_and_no_other_is_read(phantom_set: Path, tmp_path: Path) -> None:
+    whole = read_set(phantom_set, MSK_SCHEMA, split="train", size=64)
+    firsts = [positions[0] for positions in whole.indices_by_group().values()]
+    assert 1 < len(firsts) < len(whole)
+    copy = Path(shutil.copytree(phantom_set, tmp_path / phantom_set.name))
+    for name in set(whole.names) - {whole.names[position] for position in firsts}:
+        (copy / "images" / f"{name}.png").write_bytes(b"damaged")
+    found = read_set(copy, MSK_SCHEMA, split="train", size=64, first_of_groups=len(firsts))
+    assert found.names == tuple(whole.names[position] for position in firsts)
+    np.testing.assert_array_equal(found.images, whole.images[firsts])
+    np.testing.assert_array_equal(found.masks, whole.masks[firsts])
+    assert read_set(copy, MSK_SCHEMA, split="train", size=64, first_of_groups=1).names == found.names[:1]
 
 
 def test_classes_of_a_public_set_are_mapped_by_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from dicom_files import tissue_region, write_dicom
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
@@ -43,7 +44,7 @@ def test_deeper_levels_are_scaled_by_bits_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_context(write_dicom(tmp_path / "b.dcm", signed, bits=12)), found)
 
 
-@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, -100.0)])
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, -100.0), (-1.0, 4095.0)])
 def test_the_linear_window_of_the_standard(tmp_path: Path, slope: float, intercept: float) -> None:
     path = write_dicom(
         tmp_path / "a.dcm", DEEP, bits=12, RescaleSlope=slope, RescaleIntercept=intercept,
@@ -52,6 +53,49 @@ def test_the_linear_window_of_the_standard(tmp_path: Path, slope: float, interce
     # PS3.3 C.11.2.1.2.1, with y from 0 to 255.
     expected = (((slope * DEEP + intercept) - 999.5) / 499 + 0.5) * 255
     np.testing.assert_allclose(read_context(path), np.clip(expected, 0, 255), atol=0.5)
+
+
+def test_a_negative_slope_turns_black_into_white(tmp_path: Path) -> None:
+    """The larger value is the brighter one, whatever was stored (PS3.3 C.11.1.1.2 and C.11.2.1.2)."""
+    inverted = write_dicom(tmp_path / "a.dcm", GREY, RescaleSlope=-1, RescaleIntercept=255)
+    np.testing.assert_array_equal(read_context(inverted), 255 - GREY)
+    deep = write_dicom(tmp_path / "b.dcm", DEEP, bits=12, RescaleSlope=-0.5, RescaleIntercept=30)
+    np.testing.assert_allclose(read_context(deep), (4095 - DEEP) / 4095.0 * 255.0, atol=0.5)
+
+
+def lookup_table(bits: int, entries: int) -> Dataset:
+    table = Dataset()
+    table.LUTDescriptor = [entries, 0, bits]
+    table.LUTData = [0] * entries
+    table["LUTData"].VR = "US"
+    return table
+
+
+@pytest.mark.parametrize(
+    ("elements", "why"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "gives no range of grey levels"),
+        ({"RescaleSlope": [1, 2], "RescaleIntercept": 0}, "cannot be applied"),
+        ({"WindowCenter": 10, "WindowWidth": 0.5}, "cannot be applied"),
+        ({"VOILUTSequence": [lookup_table(3, 256)]}, "cannot be applied"),
+        ({"VOILUTSequence": [Dataset()]}, "cannot be applied"),
+    ],
+    ids=["slope of 0", "two slopes", "window too narrow", "table of 3 bits", "empty table"],
+)
+def test_grey_levels_that_cannot_be_told_are_refused(tmp_path: Path, elements: dict[str, object], why: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", GREY, **elements)
+    with pytest.raises(InputError, match=rf"a\.dcm: .*{why}.*; export it as PNG") as refusal:
+        read_context(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_names_no_transfer_syntax_is_refused(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", GREY)
+    dataset = dcmread(path)
+    del dataset.file_meta.TransferSyntaxUID
+    dataset.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    with pytest.raises(InputError, match=r"a\.dcm: no transfer syntax.*; export it again"):
+        read_context(path)
 
 
 def test_grey_in_three_channels(tmp_path: Path) -> None:

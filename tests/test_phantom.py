@@ -252,7 +252,7 @@ def test_write_phantoms_refuses_and_leaves_nothing(tmp_path: Path, monkeypatch: 
         raise OSError("disk full")
 
     monkeypatch.setattr(phantom.json, "dumps", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cannot write \(disk full\)"):
         write_phantoms(tmp_path / "new", count=1, seed=0, size=64)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert (full / "mine.txt").read_text() == "keep"

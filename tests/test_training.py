@@ -122,6 +122,16 @@ class TestData:
         with pytest.raises(TrainingError, match="another group"):
             BatchSource([alone], [1.0], batch=1, dropout=0.0, seed=0)
 
+    def test_without_contexts_one_group_is_enough(self, source: BatchSource) -> None:
+        data = source.sets[0]
+        alone = replace(data, groups=("one",) * len(data))
+        without = BatchSource([alone], [1.0], batch=4, dropout=0.0, seed=3, contexts=False)
+        streamed = dict(without.stream(1, 3))
+        for index, batch in streamed.items():
+            assert batch.context.shape == batch.image.shape and not batch.context.any()
+            assert batch.mask.max() < len(MSK_SCHEMA) and batch.image.any()
+            assert all(torch.equal(one, other) for one, other in zip(batch, without.draw(index), strict=True))
+
 
 class TestNetwork:
     def test_conditions_matter_and_can_be_dropped(self, teacher: CsgModel, source: BatchSource) -> None:
@@ -248,6 +258,13 @@ class TestResume:
         for name in ("trajectories/shard-00001.safetensors", "checkpoint.safetensors", f"student/{WEIGHTS}"):
             assert same_file(tmp_path / "through" / name, tmp_path / "resumed" / name), name
 
+    @pytest.mark.parametrize("seed", [-1, 2**64])
+    def test_a_seed_that_no_generator_takes_is_refused(self, seed: int) -> None:
+        with pytest.raises(TrainingError, match=f"seed = {seed}"):
+            replace(LOOP, seed=seed)
+        with pytest.raises(TrainingError, match=f"seed = {seed}"):
+            TrajectoryConfig((Path("sets"),), seed=seed)
+
     def test_trajectories_of_another_teacher_are_refused(
         self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -290,7 +307,7 @@ class TestLoop:
         with pytest.raises(TrainingError, match="disk space"):
             self.run(tmp_path, lambda weight, _: weight.square().sum())
         assert (tmp_path / "checkpoint.safetensors").read_bytes() == good
-        assert not (tmp_path / "checkpoint.partial").exists()
+        assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"checkpoint.safetensors", "losses.csv"}
 
     def test_other_options_are_refused_but_a_longer_run_is_not(self, tmp_path: Path) -> None:
         state = self.run(tmp_path, lambda weight, _: weight.square().sum())

@@ -90,6 +90,7 @@ class TestRunFile:
             ('data = ["a"]\n[network]\nclasses = 3', r"\[network\] unknown key classes"),
             ('data = ["a"]\n[optimisation]\nbatch = "many"', "batch: 'many' is not of type int"),
             ('data = ["a"]\n[optimisation]\nlearning_rate = 0', "out of range"),
+            ('data = ["a"]\n[optimisation]\nseed = -1', "seed = -1"),
             ('data = ["a"]\n[network]\nwidths = [30]\nblocks = [1]', "multiples of 32"),
             ('data = ["a"]\nimage_size = 100', "multiple of 32"),
             ('data = ["a"]\nshares = { a = -1 }', "shares.a"),
@@ -192,7 +193,7 @@ class TestCommand:
         )  # fmt: skip
         assert done.returncode == 2
         assert "free disk space" in done.stderr.splitlines()[-1]
-        assert not list(out.glob("*.partial")) and not (out / "teacher").exists()
+        assert not list(out.rglob("*partial*")) and not (out / "teacher").exists()
 
     @pytest.mark.slow
     def test_killed_at_any_moment_it_goes_on(self, run_file: Path, tmp_path: Path) -> None:

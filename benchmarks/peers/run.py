@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from csg_edge.benchmarks.environment import busy_warning, describe_machine, snapshot
-from csg_edge.benchmarks.files import write_json
 from csg_edge.benchmarks.roofline import available_cores
 from csg_edge.benchmarks.session import manifest_hash
 from csg_edge.benchmarks.systems import make_library
 from csg_edge.bundle import Bundle, find_bundle, read_bundle
 from csg_edge.generator import why_not
+from csg_edge.storage import write_json
 
 HERE = Path(__file__).parent
 REST_SECONDS = 0.3  # threads of the side that has ended its turn stop spinning
@@ -146,7 +146,7 @@ def main() -> None:
                 continue
             print(f"{pair.name} ...", file=sys.stderr, flush=True)
             record["peers"][pair.name] = measure(pair, bundle, common, arguments.pairs, arguments.seconds)
-            write_json(arguments.out / "peers.json", record)
+            write_json(arguments.out / "peers.json", record, indent=1)
             (arguments.out / "peers.md").write_text(table(record), encoding="utf-8")
             print(line_of(pair.name, record["peers"][pair.name]), flush=True)
 

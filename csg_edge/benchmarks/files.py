@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from csg_edge.errors import InputError
+from csg_edge.storage import written_whole
 
 FORMAT = 1
 RECORD, SAMPLES, LOGS = "bench.json", "samples", "loadgen"
@@ -20,8 +20,7 @@ Record = dict[str, Any]
 def write_samples(path: Path, runs: Sequence[Record]) -> None:
     """Raw latencies of one engine as CSV, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("scenario", "round", "query", "images", "issued_ms", "latency_ms"))
         for turn, run in enumerate(runs, start=1):
@@ -33,14 +32,6 @@ def write_samples(path: Path, runs: Sequence[Record]) -> None:
                     rows.writerow(
                         (name, turn, query, images, f"{1e-6 * issued:.4f}", f"{1e-6 * (finished - issued):.4f}")
                     )
-    os.replace(aside, path)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def read_record(path: Path) -> Record:

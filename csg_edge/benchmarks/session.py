@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from csg_edge.benchmarks.environment import busy_warning, describe_machine, snapshot
-from csg_edge.benchmarks.files import FORMAT, LOGS, RECORD, SAMPLES, Record, file_name, write_json, write_samples
+from csg_edge.benchmarks.files import FORMAT, LOGS, RECORD, SAMPLES, Record, file_name, write_samples
 from csg_edge.benchmarks.loadgen import check_loadgen
 from csg_edge.benchmarks.roofline import achieved
 from csg_edge.benchmarks.scenarios import Plan
@@ -30,6 +30,7 @@ from csg_edge.bundle import MANIFEST_NAME, Bundle, Engine, find_bundle, read_bun
 from csg_edge.errors import InputError
 from csg_edge.progress import Progress
 from csg_edge.selection import identity, why_not
+from csg_edge.storage import write_json
 
 PEAK_SECONDS = {"short": 0.15}  # per shape and number format
 PEAK_SECONDS_ELSE = 1.0
@@ -241,7 +242,7 @@ class Session:
             if bundle is not None and "gflops" in self.record.get("peaks", {}):
                 row["roofline"] = self._roofline(bundle, row)
             write_samples(self.out / SAMPLES / f"{file_name(label)}.csv", runs)
-        write_json(self.out / RECORD, self.record)
+        write_json(self.out / RECORD, self.record, indent=1)
 
     def _roofline(self, bundle: Bundle, row: Record) -> Record | None:
         stages, runtime_ms = _work(bundle, row["steps"]), runtime_milliseconds(row)

@@ -21,6 +21,7 @@ from csg_edge.benchmarks.loadgen import Samples, drive
 from csg_edge.benchmarks.scenarios import Scenario
 from csg_edge.benchmarks.systems import EngineSystem, StandIn, open_system
 from csg_edge.errors import CsgEdgeError
+from csg_edge.storage import write_json
 
 HOST_CALLS = 20
 
@@ -35,9 +36,7 @@ def main(request_path: str, result_path: str) -> None:
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
 
     def keep(values: Mapping[str, Any]) -> None:
-        aside = Path(f"{result_path}.partial")
-        aside.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
-        os.replace(aside, result_path)
+        write_json(Path(result_path), values, indent=None)
 
     try:
         TASKS[request["task"]](request, keep, stop)

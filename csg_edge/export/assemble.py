@@ -14,12 +14,13 @@ from csg_edge import __version__
 from csg_edge.bundle import FORMAT, Bundle, Engine, GoldenCase, Graph, Manifest, Target, write_manifest
 from csg_edge.conditions import write_png
 from csg_edge.errors import EngineError, InputError
-from csg_edge.export.aside import check_replaceable, replaced_whole
+from csg_edge.export.aside import check_replaceable
 from csg_edge.export.graph import OPSET, FewStepGraph, check_student, export_graphs
 from csg_edge.export.parity import graph_error
 from csg_edge.export.targets import TOLERANCES
 from csg_edge.noise import noise_for
 from csg_edge.phantom import SCENES, make_phantom
+from csg_edge.storage import folder_replaced
 from csg_edge.training.model import CsgModel
 from csg_edge.verify import verify_engine
 
@@ -44,7 +45,7 @@ def export_bundle(
     for path in documents.values():
         if not path.is_file():
             raise InputError(f"{path}: no such file; check the path of the {path.name} to put into the bundle")
-    with replaced_whole(out) as aside:
+    with folder_replaced(out) as aside:
         paths = export_graphs(model, steps, aside / "graphs")
         graphs = tuple(Graph(count, "fp32", batch, f"graphs/{path.name}", {}) for (count, batch), path in paths.items())
         engines = tuple(

@@ -12,12 +12,13 @@ from typing import Any
 from csg_edge.bundle import Bundle, Engine, Graph, Manifest, Target, write_manifest
 from csg_edge.errors import BundleError, EngineError, InputError
 from csg_edge.export import openvino, tensorrt
-from csg_edge.export.aside import check_replaceable, replaced_whole
+from csg_edge.export.aside import check_replaceable
 from csg_edge.export.parity import graph_error
 from csg_edge.export.precision import to_half
 from csg_edge.export.targets import NVIDIA, TOLERANCES, check_target, preference
 from csg_edge.export.tensorrt_process import build_engine_apart
 from csg_edge.export.weights import read_graph, write_graph
+from csg_edge.storage import folder_replaced
 from csg_edge.verify import verify_engine
 
 ENGINES = "engines"
@@ -81,7 +82,7 @@ def build_bundle(
     if unknown := sorted(set(counts) - set(source.manifest.steps)):
         raise InputError(f"--steps {unknown[0]}: the bundle has {', '.join(map(str, source.manifest.steps))}")
     check_replaceable(out)
-    with replaced_whole(out) as aside:
+    with folder_replaced(out) as aside:
         _copy(source.path, aside)
         work = _Work(aside, source.manifest)
         added = []

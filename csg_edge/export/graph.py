@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from torch import Tensor, nn
 from csg_edge import __version__
 from csg_edge.errors import EngineError, InputError
 from csg_edge.export.weights import Tensors, share_weights, write_graphs
+from csg_edge.quiet import quiet
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions
 from csg_edge.training.process import STUDENT_TIMESTEPS
@@ -183,7 +181,8 @@ def _trace(module: FewStepGraph, model: CsgModel, batch: int | None) -> onnx.Mod
         torch.zeros(model.latent_shape(count)),
     )
     free = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
-    with torch.no_grad(), _quiet_exporter():
+    # The exporter reports at length on torchvision operators and its own deprecations.
+    with torch.no_grad(), quiet("torch.onnx"):
         program = torch.onnx.export(
             module,
             example,
@@ -202,20 +201,6 @@ def _trace(module: FewStepGraph, model: CsgModel, batch: int | None) -> onnx.Mod
     graph.producer_version = ""
     _name_nodes(graph.graph)
     return graph
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    # It reports at length on torchvision operators and its own deprecations, neither of which a user can act on.
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

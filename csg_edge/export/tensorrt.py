@@ -16,6 +16,7 @@ from typing import Any
 
 from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
 from csg_edge.export.weights import read_graph, widen_weights
+from csg_edge.storage import write_whole
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 DTYPES = {"UINT8": "uint8", "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32"}
@@ -99,7 +100,7 @@ def build_engine(path: Path, *, runtime: str, device: str, options: Options = Op
         reason = complaints[-1] if complaints else "no reason given"
         raise EngineError(f"{path}: {built_with(runtime)} cannot build it ({_one_line(reason)}); choose another target")
     if cache is not None and options.timing_cache is not None:
-        options.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     return BuiltEngine(
         data=bytes(serialised),
         built_with=built_with(runtime),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from csg_edge.cli_options import SEED, seed_option
+
 FOLDER = click.Path(path_type=Path)
 NEEDED = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "matplotlib", "jinja2")
 
@@ -31,7 +33,7 @@ NEEDED = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "
 )
 @click.option("--images", type=int, default=None, help="Images per engine; 500, or 126 with --gates-only.")
 @click.option("--split", default="val", show_default=True, help="Split of the data to judge on; never trained on.")
-@click.option("--seed", default=0, show_default=True, help="Chooses cases, seeds and resamplings.")
+@click.option("--seed", default=0, type=SEED, show_default=True, help="Chooses cases, seeds and resamplings.")
 @click.option("--gates-only", is_flag=True, help="The quick form: fewer images, no two-sample test on pixels.")
 @click.option("--usefulness", is_flag=True, help="Also train segmenters with and without synthetic images (an hour).")
 @click.option("--evaluators", type=FOLDER, default=None, help="Evaluators fitted to your own data.")
@@ -111,7 +113,7 @@ def _score(key: Path, answers: tuple[Path, ...], *, as_json: bool) -> None:
 )
 @click.option("--segmenter-iterations", default=2600, show_default=True, help="May be raised when resuming.")
 @click.option("--encoder-iterations", default=500, show_default=True, help="May be raised when resuming.")
-@click.option("--seed", default=0, show_default=True, help="First seed; the same seed gives the same result.")
+@seed_option
 def fit_evaluators(
     data: tuple[Path, ...], out: Path, segmenter_iterations: int, encoder_iterations: int, seed: int
 ) -> None:

@@ -26,6 +26,7 @@ from csg_edge.errors import BundleError, InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.quality.descriptors import joint_features, standardise
 from csg_edge.quality.samples import Image, Samples
+from csg_edge.storage import write_json, written_whole
 
 SHIPPED = Path(__file__).parent / "evaluators_msk"
 RECORD_NAME = "evaluators.json"
@@ -215,14 +216,13 @@ def save_evaluators(
     for name, network in (("segmenter", segmenter), ("encoder", encoder)):
         path = directory / f"{name}.safetensors"
         state = network.state_dict()
-        save_file(
-            {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()},
-            path,
-        )
-        path.chmod(0o644)  # safetensors writes for the owner alone
+        half = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()}
+        with written_whole(path) as aside:
+            save_file(half, aside)
+            aside.chmod(0o644)  # safetensors writes for the owner alone
         hashes[name] = _sha256(path)
     values = {"labels": list(schema.names), "image_size": image_size, "sha256": hashes, "record": record}
-    (directory / RECORD_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / RECORD_NAME, values)
 
 
 def load_evaluators(directory: Path = SHIPPED, *, schema: LabelSchema | None = None) -> Evaluators:

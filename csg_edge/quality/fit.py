@@ -105,7 +105,8 @@ def _train(
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             module.reset_parameters()
-    source = BatchSource(sets, [1.0] * len(sets), batch=loop.batch, dropout=0.0, seed=loop.seed)
+    shares = [1.0] * len(sets)
+    source = BatchSource(sets, shares, batch=loop.batch, dropout=0.0, seed=loop.seed, contexts=False)
     state = start(network, loop)
     if (directory / "checkpoint.safetensors").exists():
         load_checkpoint(directory / "checkpoint.safetensors", state, loop)

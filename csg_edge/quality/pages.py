@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.errors import InputError
+from csg_edge.storage import write_whole
 
 Image = NDArray[np.uint8]
 
@@ -18,11 +19,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, /, *, folder: Path = TEMPLATES, **values: Any) -> str:
-    """Fill a template; in HTML every value is escaped unless it is `markupsafe.Markup`."""
+    """Fill a template of `folder`; in HTML every value is escaped unless it is `markupsafe.Markup`.
+
+    Templates of any folder may build on those of this package.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -58,11 +62,8 @@ def data_uri(png: bytes) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all; its folder is made. Raises InputError where that is not possible."""
-    aside = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        aside.unlink(missing_ok=True) if path.parent.is_dir() else None
         raise InputError(f"{path}: cannot write ({error.strerror or error}); choose a writable folder") from None

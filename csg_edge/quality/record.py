@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_edge.errors import InputError
+from csg_edge.storage import write_json
 
 FORMAT = 1
 
@@ -69,9 +70,7 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Write JSON, whole or not at all."""
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Record:

@@ -20,13 +20,15 @@ import torch
 from csg_edge.conditions import resize_image, resize_mask
 from csg_edge.datasets import LabelledSet
 from csg_edge.generator import Generator
+from csg_edge.masks import vary_by
 from csg_edge.progress import Progress
 from csg_edge.quality.evaluators import grey_levels, make_segmenter, segmentation_loss
 from csg_edge.quality.samples import Image, Samples
 from csg_edge.quality.segmentation import mean_dice
-from csg_edge.training.data import BatchSource, draw_warp, warp
+from csg_edge.training.data import BatchSource
 
 ARMS = ("real", "real and synthetic", "synthetic")
+VARIATION = "deform:0.5?,tilt:3deg?"  # of `csg_edge.masks`, as users make new masks
 COLUMNS = ("arm", "fraction", "seed", "group", "name", "dice")
 
 
@@ -96,16 +98,17 @@ def choose_groups(data: LabelledSet, fraction: float, *, seed: int) -> LabelledS
 def make_synthetic(
     generator: Generator, data: LabelledSet, config: UsefulnessConfig, *, seed: int, sets: int
 ) -> LabelledSet:
-    """A set's share of the synthetic images: its masks, mildly warped, under contexts of its other groups."""
+    """A set's share of the synthetic images: its masks, varied, under contexts of its other groups."""
     random = np.random.default_rng([seed, len(data)])
+    schema = generator.bundle.manifest.schema
     images, masks, names, groups = [], [], [], []
     for number in range(config.synthetic // sets):
         index = int(random.integers(len(data)))
         others = [other for other, group in enumerate(data.groups) if group != data.groups[index]]
-        mask = warp(data.masks[index], draw_warp(data.masks.shape[1:], random, strength=1.0), labels=True)
+        varied = vary_by(data.masks[index], schema, VARIATION, seed=int(random.integers(2**63)))
         context = data.images[int(random.choice(others))]
-        images.append(generator.generate_one(mask, context, int(random.integers(2**63))))
-        masks.append(generator.prepare_mask(mask, name="mask"))
+        images.append(generator.generate_one(varied, context, int(random.integers(2**63))))
+        masks.append(generator.prepare_mask(varied, name="mask"))
         names.append(f"{number:04d}")
         groups.append(data.groups[index])
     return LabelledSet(f"{data.name} synthetic", np.stack(images), np.stack(masks), tuple(names), tuple(groups))
@@ -115,7 +118,8 @@ def train_segmenter(
     sets: Sequence[LabelledSet], classes: int, config: UsefulnessConfig, *, seed: int
 ) -> Callable[[Image], Image]:
     """Train a U-Net for a fixed number of iterations; returns a function from images to label maps."""
-    source = BatchSource(list(sets), [1.0] * len(sets), batch=config.batch, dropout=0.0, seed=seed)
+    shares = [1.0] * len(sets)
+    source = BatchSource(list(sets), shares, batch=config.batch, dropout=0.0, seed=seed, contexts=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make_segmenter(classes)

@@ -21,6 +21,7 @@ from csg_edge.datasets import find_sets, read_set
 from csg_edge.doctor import processor_name
 from csg_edge.errors import InputError
 from csg_edge.generator import Generator, load
+from csg_edge.noise import check_seed
 from csg_edge.progress import Progress
 from csg_edge.quality.bootstrap import group_interval
 from csg_edge.quality.cases import (
@@ -37,6 +38,7 @@ from csg_edge.quality.gates import judge
 from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
 from csg_edge.quality.record import FORMAT, Gate, Record, Subject
 from csg_edge.quality.samples import Samples
+from csg_edge.storage import written_whole
 from csg_edge.training.teachers import folder_digest
 
 if TYPE_CHECKING:
@@ -63,6 +65,9 @@ class Settings:
     gates_only: bool = False
     usefulness: bool = False
     evaluators: Path = SHIPPED
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass
@@ -217,10 +222,8 @@ def _kept(path: Path, cases: Cases, make: Callable[[], Samples]) -> Samples:
             return Samples(images, cases.wanted.masks, cases.wanted.names, cases.wanted.groups, cases.contexts.images)
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("wb") as file:
+    with written_whole(path) as aside, aside.open("wb") as file:
         np.save(file, made.images)
-    os.replace(aside, path)
     return made
 
 

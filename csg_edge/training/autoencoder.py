@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
-from csg_edge.training.storage import read_json, write_json
+from csg_edge.storage import write_json
+from csg_edge.training.storage import read_json
 
 BAND_EXPONENT = 0.7
 

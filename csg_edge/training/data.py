@@ -127,21 +127,28 @@ def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]
 
 
 class BatchSource:
-    """Draws batches from several labelled sets; `weights` is each set's share of the draws."""
+    """Draws batches from several labelled sets; `weights` is each set's share of the draws.
 
-    def __init__(self, sets: list[LabelledSet], weights: list[float], *, batch: int, dropout: float, seed: int) -> None:
+    contexts: whether any are wanted. Without them they are black, nothing is looked at for which images are alike, and
+    a set may be of one group.
+    """
+
+    def __init__(
+        self, sets: list[LabelledSet], weights: list[float], *, batch: int, dropout: float, seed: int,
+        contexts: bool = True,
+    ) -> None:  # fmt: skip
         if len({item.images.shape[1:] for item in sets}) != 1:
             raise TrainingError("training sets differ in image size; read them at one size")
         self.sets, self.batch_size, self.dropout, self.seed = sets, batch, dropout, seed
         self.shares = np.array(weights) / sum(weights)
         self.groups = [list(item.indices_by_group().values()) for item in sets]
         for item, groups in zip(sets, self.groups, strict=True):
-            if len(groups) < 2:
+            if contexts and len(groups) < 2:
                 raise TrainingError(f"{item.name}: one group only; a context must come from another group")
         # Between uniform over groups (rare groups seen too often) and over images (long cine clips dominate).
         self.group_shares = [np.sqrt([len(group) for group in groups]) for groups in self.groups]
         self.group_shares = [share / share.sum() for share in self.group_shares]
-        self.look_alikes = [look_alikes(item) for item in sets]
+        self.look_alikes = [look_alikes(item) for item in sets] if contexts else None
 
     def draw(self, index: int) -> Batch:
         """The batch of one iteration."""
@@ -178,13 +185,15 @@ class BatchSource:
             image, mask = image[:, ::-1], mask[:, ::-1]
         image = look.apply(image)
 
-        # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
-        # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
-        if random.random() < 0.5:
-            context = data.images[int(random.choice(self.look_alikes[which][index]))]
-        else:
-            context = warp(data.images[index], draw_warp(shape, random, strength=2.5))
-        context = look.apply(context)
+        context = np.zeros_like(image)
+        if self.look_alikes:
+            # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
+            # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
+            if random.random() < 0.5:
+                context = data.images[int(random.choice(self.look_alikes[which][index]))]
+            else:
+                context = warp(data.images[index], draw_warp(shape, random, strength=2.5))
+            context = look.apply(context)
         if random.random() < self.dropout:
             mask = np.full_like(mask, NO_MASK)
         if random.random() < self.dropout:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from csg_edge.errors import InputError, TrainingError
+from csg_edge.quiet import quiet
 from csg_edge.training.storage import read_json
 
 MODULES = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL", "VQModel")
@@ -38,7 +38,7 @@ def load_module(directory: Path, name: str) -> Any:
         raise TrainingError(f"{directory / 'config.json'}: quantised weights; give the teacher in fp32 or fp16")
     diffusers = import_diffusers()
     try:
-        with _quiet():
+        with _quiet_diffusers():
             module, report = getattr(diffusers, name).from_pretrained(
                 str(directory),
                 local_files_only=True,
@@ -78,7 +78,7 @@ def make_scheduler(config: dict[str, Any], name: str, **changes: Any) -> Any:
     """A diffusers scheduler from its JSON. Raises TrainingError for values it refuses."""
     diffusers = import_diffusers()
     try:
-        with _quiet():
+        with _quiet_diffusers():
             return getattr(diffusers, name).from_config(config, **changes)
     except Exception as error:
         raise TrainingError(f"scheduler_config.json: not a usable {name} ({_first_line(error)})") from None
@@ -95,18 +95,9 @@ def import_diffusers() -> Any:
     return diffusers
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # diffusers tells of unused keys and initialised weights in many lines; what matters is checked here.
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _quiet_diffusers() -> AbstractContextManager[None]:
+    # It tells of unused keys and initialised weights in many lines; what matters is checked here.
+    return quiet("diffusers", below=logging.CRITICAL)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
+from csg_edge.storage import write_json
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 from csg_edge.training.model import CsgModel
 from csg_edge.training.process import mix
-from csg_edge.training.storage import read_json, write_json
+from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
 LOSS_FLOOR = 1e-4

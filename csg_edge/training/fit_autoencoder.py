@@ -18,13 +18,13 @@ from torch import Tensor
 
 from csg_edge.datasets import find_sets, read_set, schema_of, splits_of
 from csg_edge.errors import InputError
+from csg_edge.storage import folder_replaced, write_json
 from csg_edge.training.autoencoder import image_to_unit, load_autoencoder
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.diffusers_files import import_diffusers
 from csg_edge.training.learned_autoencoder import KlAutoencoder
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
-from csg_edge.training.storage import folder_replaced, write_json
 
 DOWNSAMPLES = (2, 4, 8, 16)
 ATTENTION_FROM = 8  # at finer latents, attention over all pixels costs more than all else
@@ -68,7 +68,8 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
     `reconstruction.json`, which tells how true its images are.
     """
     sets = read_training_sets(list(config.data), schema_of(config.data), split="train", size=config.image_size)
-    source = BatchSource(sets, [1.0] * len(sets), batch=loop.batch, dropout=0.0, seed=loop.seed)
+    shares = [1.0] * len(sets)
+    source = BatchSource(sets, shares, batch=loop.batch, dropout=0.0, seed=loop.seed, contexts=False)
     torch.manual_seed(loop.seed)
     network = make_network(config).to(device, memory_format=torch.channels_last)
     state = start(network, loop)

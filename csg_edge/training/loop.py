@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
+from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
+from csg_edge.storage import written_whole
 
 LOG_EVERY = 20
 
@@ -49,6 +50,7 @@ class LoopConfig:
             ("decay", 0.0 <= self.decay <= 1.0),
             ("ema", 0.0 <= self.ema < 1.0),
             ("clip", self.clip > 0.0),
+            ("seed", 0 <= self.seed <= MAX_SEED),
             ("precision", self.precision in ("fp32", "bf16")),
         ):
             if not right:
@@ -153,24 +155,11 @@ def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
     # One key: safetensors writes several in no fixed order, and equal states should be equal files.
     metadata = {"run": json.dumps({"iteration": state.iteration, "recent": state.recent, "config": asdict(config)})}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
     try:
-        save_file(tensors, aside, metadata)
-        os.replace(aside, path)
+        with written_whole(path) as aside:
+            save_file(tensors, aside, metadata)
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
         raise TrainingError(f"{path}: cannot save ({error}); free disk space and run the same command again") from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, then rename it: it is there whole or not at all."""
-    aside = path.with_suffix(".partial")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:

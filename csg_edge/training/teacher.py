@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,17 +18,19 @@ from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
 from csg_edge.sheets import contact_sheet
+from csg_edge.storage import write_json, write_whole
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, load_autoencoder
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
-from csg_edge.training.loop import LoopConfig, TrainingState, fit, load_checkpoint, start, write_whole
-from csg_edge.training.model import CsgModel, read_json, write_json
+from csg_edge.training.loop import LoopConfig, TrainingState, fit, load_checkpoint, start
+from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import mix, training_timesteps
+from csg_edge.training.storage import read_json
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
 SCHEMAS = ("msk", "own")
-SHEET_ROWS = 8
+ROWS_OF_SET = 4  # in a sheet of samples
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,12 @@ class SampleSheets:
         for root in config.data:
             for directory in find_sets(root):
                 split = "val" if "val" in splits_of(directory) else "train"
-                data = read_set(directory, model.schema, split=split, size=config.image_size)
-                groups = list(data.indices_by_group().values())
-                for number in range(min(SHEET_ROWS // 2, len(groups))):
-                    context = groups[(number + 1) % len(groups)][0]
-                    self.rows.append((data.masks[groups[number][0]], data.images[context]))
+                # One image of each group; the last row's context is of a group more.
+                data = read_set(
+                    directory, model.schema, split=split, size=config.image_size, first_of_groups=ROWS_OF_SET + 1
+                )
+                for number in range(min(ROWS_OF_SET, len(data))):
+                    self.rows.append((data.masks[number], data.images[(number + 1) % len(data)]))
 
     def draw(self, iteration: int) -> None:
         """Write `ITERATION.jpg` when it is time for one."""
@@ -166,9 +168,9 @@ def _write_data_card(config: TeacherConfig, out: Path) -> None:
     kept = out / "data_card.json"
     if not kept.exists():
         directories = [directory for root in config.data for directory in find_sets(root)]
-        write_whole(kept, (json.dumps(data_card(directories, splits=("train",)), indent=2) + "\n").encode())
+        write_json(kept, data_card(directories, splits=("train",)))
     write_whole(out / "teacher" / "data_card.json", kept.read_bytes())
-    write_whole(out / "teacher" / "data_card.md", card_markdown(read_json(kept)).encode())
+    write_whole(out / "teacher" / "data_card.md", card_markdown(read_json(kept)))
 
 
 def _weights(sets: list[LabelledSet], shares: tuple[tuple[str, float], ...]) -> list[float]:

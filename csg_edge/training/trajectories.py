@@ -5,7 +5,6 @@ Sharded and resumable. A teacher need not be a flow, only a map from noise and c
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
+from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
+from csg_edge.storage import write_json, written_whole
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.loop import stop_requested
-from csg_edge.training.storage import read_json, write_json
+from csg_edge.training.storage import read_json
 from csg_edge.training.teachers import Teacher
 
 SHARD = 32
@@ -37,6 +38,10 @@ class TrajectoryConfig:
     trajectories: int = 2048
     guidance: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise TrainingError(f"seed = {self.seed}: give an integer from 0 to {MAX_SEED}")
 
 
 def make_trajectories(
@@ -77,9 +82,8 @@ def make_trajectories(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
                 )
             ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
-            aside = shards[index].with_suffix(".partial")
-            save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
-            os.replace(aside, shards[index])
+            with written_whole(shards[index]) as aside:
+                save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
             progress.advance(SHARD)
     return True
 

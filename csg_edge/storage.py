@@ -1,0 +1,90 @@
+"""Files and folders that are whole or not there: written aside, then renamed. Needs the standard library alone."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from csg_edge.errors import InputError
+
+ABANDONED = 24 * 3600.0
+"""Seconds after which what lies aside is taken for the rest of a process that was killed."""
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file to; when the block ends without an error, the file becomes `path`.
+
+    Whatever fails, `path` is as it was and nothing is left beside it. Raises OSError if the disk refuses.
+    """
+    aside = _aside(path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        with suppress(OSError):  # there is none after the renaming
+            aside.unlink()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8; otherwise as `written_whole`."""
+    with written_whole(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, values: Any, *, indent: int | None = 2) -> None:
+    """Write JSON with a line feed at its end; otherwise as `written_whole`. Raises ValueError for NaN and infinity."""
+    write_whole(path, json.dumps(values, indent=indent, allow_nan=False) + "\n")
+
+
+@contextmanager
+def folder_replaced(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; when the block ends without an error it takes the place of `folder`.
+
+    Whatever fails, `folder` is as it was and nothing is left beside it. A process killed between the two renamings
+    leaves the old one beside it, whole, as `.NAME.old-*`. Raises InputError if the disk refuses anything.
+    """
+    folder = folder.resolve()
+    aside = _aside(folder)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        _swap(aside, folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot write ({error.strerror or error}); free disk space, mend the permissions or choose "
+            "another folder; nothing was changed"
+        ) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(aside, folder)
+        return
+    old = _aside(folder, word="old")
+    os.replace(folder, old)
+    try:
+        os.replace(aside, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(path: Path, *, word: str = "partial") -> Path:
+    """A name of its own beside `path`. Others that were abandoned long ago are removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
