@@ -1,0 +1,183 @@
+"""The student's network: what it takes over from its teacher, what it costs, what it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from csg_edge.errors import InputError, TrainingError
+from csg_edge.export.graph import FewStepGraph, export_graphs
+from csg_edge.export.weights import read_graph
+from csg_edge.labels import MSK_SCHEMA
+from csg_edge.runtimes import runtime_class
+from csg_edge.training import trajectories
+from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
+from csg_edge.training.distil import distil
+from csg_edge.training.loop import LoopConfig
+from csg_edge.training.model import CsgModel
+from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
+from csg_edge.training.process import mix
+from csg_edge.training.student import NETWORKS, kernel_friendly, start_student
+from csg_edge.training.teacher import MSK_NETWORK
+from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
+
+CPU = torch.device("cpu")
+SIZE = 64
+LOOP = LoopConfig(iterations=2, batch=2, warmup=1)
+TINY = NetworkConfig(
+    classes=len(MSK_SCHEMA), widths=(32, 64), blocks=(1, 1), embedding=32, mask_features=8, heads=2, deeper=1,
+    context_tokens=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher() -> CsgModel:
+    torch.manual_seed(0)
+    network = CsgUNet(TINY)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:  # zero-initialised branches would hide what they do
+            torch.nn.init.normal_(parameter, std=0.1)
+    images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), dtype=np.uint8)
+    return CsgModel(
+        network, BlockDct(BlockDctConfig.fit(images)), schema=MSK_SCHEMA, image_size=SIZE, role="teacher"
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def stored(teacher: CsgModel, phantom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Trajectories:
+    folder = tmp_path_factory.mktemp("trajectories")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trajectories, "SHARD", 4)
+        make_trajectories(teacher, TrajectoryConfig((phantom_set,), 16), folder, device=CPU, precision="fp32")
+        stored = Trajectories(folder, 16)
+        rows = [stored.read(index) for index in range(16)]
+    stored.read = lambda index: rows[index]  # type: ignore[method-assign]
+    return stored
+
+
+def test_norms_become_the_constants_they_meet(teacher: CsgModel, stored: Trajectories) -> None:
+    slim = kernel_friendly(TINY)
+    frozen, _ = start_student(teacher, stored, config=slim)
+    normalised, _ = start_student(teacher, stored, config=replace(slim, norm="group"))
+    plain = CsgUNet(slim).eval()
+    plain.load_state_dict(normalised.network.state_dict())
+    assert any(isinstance(module, Affine) for module in frozen.network.modules())
+    noise, clean, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(16)), strict=True))
+    timestep = torch.full((16,), 0.5)
+    latent = mix(clean, noise, timestep)
+
+    def velocity(network: CsgUNet) -> torch.Tensor:
+        with torch.no_grad():
+            return network(latent, network.embed_time(timestep), frozen.conditions(mask, context))
+
+    wanted = velocity(normalised.network)
+    error, without = ((velocity(network) - wanted).norm() / wanted.norm() for network in (frozen.network, plain))
+    assert error < 0.25
+    assert without > 2.0 * error
+
+
+def test_a_student_inherits_what_fits(teacher: CsgModel, stored: Trajectories) -> None:
+    def inherited(student: CsgModel) -> list[bool]:
+        mine, theirs = student.network.state_dict(), teacher.network.state_dict()
+        return [torch.equal(mine[name], theirs[name]) for name in mine if name.endswith("conv_in.weight")]
+
+    full, deviation = start_student(teacher, stored)
+    assert deviation == 1.0
+    assert all(inherited(full))
+    slimmer, _ = start_student(teacher, stored, config=replace(kernel_friendly(TINY), widths=(32, 32)))
+    assert any(inherited(slimmer))
+    assert not all(inherited(slimmer))
+    assert not any(inherited(start_student(teacher, stored, inherit=False)[0]))
+
+
+def test_what_the_shipped_shapes_cost() -> None:
+    def gmac(config: NetworkConfig) -> float:
+        images = np.random.default_rng(0).integers(0, 256, (2, 256, 256), dtype=np.uint8)
+        model = CsgModel(
+            CsgUNet(config), BlockDct(BlockDctConfig.fit(images)), schema=MSK_SCHEMA, image_size=256, role="student"
+        )
+        mask, context = torch.zeros(1, 256, 256, dtype=torch.uint8), torch.ones(1, 256, 256, dtype=torch.uint8)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.velocity(model.conditions(mask, context))(torch.zeros(model.latent_shape(1)), 1.0)
+        return counter.get_total_flops() / 2e9
+
+    full, nano = (gmac(kernel_friendly(MSK_NETWORK, network=network)) for network in NETWORKS)
+    assert full <= 4.0
+    assert nano <= full / 4.0
+
+
+class TestSteps:
+    def test_a_student_is_exported_for_the_steps_it_was_made_for(
+        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
+    ) -> None:
+        student, _ = start_student(teacher, stored, steps=(2,))
+        assert student.inner_timesteps == (0.5,)
+        assert distil(student, stored, LOOP, out=tmp_path, device=CPU)
+        loaded = CsgModel.load(tmp_path / "student")
+        assert loaded.steps == (2,)
+        with pytest.raises(InputError, match=r"--steps 1,4: the student was made for 2"):
+            export_graphs(loaded, (1, 2, 4), tmp_path / "graphs")
+
+    def test_one_step_alone_draws_nothing_but_noise(
+        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
+    ) -> None:
+        student, _ = start_student(teacher, stored, steps=(1,))
+        assert student.inner_timesteps == ()
+        assert distil(student, stored, LOOP, out=tmp_path, device=CPU)
+
+    def test_a_run_for_other_steps_is_not_continued(
+        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
+    ) -> None:
+        distil(start_student(teacher, stored, steps=(1,))[0], stored, LOOP, out=tmp_path, device=CPU)
+        with pytest.raises(TrainingError, match="a student of other steps"):
+            distil(start_student(teacher, stored, steps=(1, 2))[0], stored, LOOP, out=tmp_path, device=CPU)
+        with pytest.raises(TrainingError, match="a student of other network"):
+            distil(
+                start_student(teacher, stored, steps=(1,), network="nano")[0], stored, LOOP, out=tmp_path, device=CPU
+            )
+
+
+def test_the_graph_holds_whole_weights_and_is_the_model(
+    teacher: CsgModel, stored: Trajectories, tmp_path: Path
+) -> None:
+    student, _ = start_student(teacher, stored, steps=(1, 2))
+    student.save(tmp_path / "student")
+    student = CsgModel.load(tmp_path / "student").eval()
+    path = export_graphs(student, (2,), tmp_path / "graphs")[2, 1]
+    graph = read_graph(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    widened = {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in weights}
+    assert all(node.input[1] in weights | widened for node in graph.node if node.op_type == "Conv")
+    assert not {node.op_type for node in graph.node} & {"InstanceNormalization", "GroupNormalization", "Softmax"}
+    random = np.random.default_rng(1)
+    feed = {
+        "mask": random.integers(0, len(MSK_SCHEMA), (1, SIZE, SIZE), dtype=np.uint8),
+        "context": random.integers(0, 256, (1, SIZE, SIZE), dtype=np.uint8),
+        "noise": random.standard_normal(student.latent_shape(1), dtype=np.float32),
+    }
+    with torch.no_grad():
+        wanted = FewStepGraph(student, 2).eval()(
+            *(torch.from_numpy(feed[name]) for name in ("mask", "context", "noise"))
+        )
+    with runtime_class("onnxruntime").open(path, device="CPU", precision="fp32") as opened:
+        made = opened.run(feed)["image"]
+    assert np.abs(made.astype(int) - wanted.numpy()).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "batch"}, "norm 'batch'"),
+        ({"activation": "gelu"}, "activation 'gelu'"),
+        ({"attention": False, "context_tokens": True}, "context_tokens"),
+        ({"widths": (48, 64)}, "multiples of 32"),
+    ],
+)
+def test_shapes_that_do_not_exist(options: dict[str, object], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        replace(TINY, **options)
