@@ -110,7 +110,9 @@ def read_list(path: Path, *, count: int) -> tuple[Sample, ...]:
     if count < MIN_SAMPLES:
         raise InputError(f"--samples {count}: give at least {MIN_SAMPLES}; 300 is the usual number")
     if len(samples) < count:
-        raise InputError(f"--list {path}: {len(samples)} samples, {count} were asked for; give --samples {len(samples)}")
+        raise InputError(
+            f"--list {path}: {len(samples)} samples, {count} were asked for; give --samples {len(samples)}"
+        )
     return samples[:count]
 
 
@@ -132,7 +134,9 @@ def read_samples(roots: Sequence[Path], samples: Sequence[Sample], manifest: Man
     places: dict[str, dict[str, int]] = {}
     for name in dict.fromkeys(sample.set for sample in samples):
         if name not in sets:
-            raise InputError(f"sample of set {name}: --data has {', '.join(sets) or 'no set'}; give the folder of that set")
+            raise InputError(
+                f"sample of set {name}: --data has {', '.join(sets) or 'no set'}; give the folder of that set"
+            )
         places[name] = {example.name: index for index, example in enumerate(sets[name].examples)}
     for sample in samples:
         _check_ids(sample, sets[sample.set], places[sample.set])
@@ -162,7 +166,9 @@ def _check_ids(sample: Sample, found: FolderSet | PackedSet, place: dict[str, in
                 "calibrate on train groups only, take it off the list"
             )
     if (group := found.examples[place[sample.image]].group) != sample.group:
-        raise InputError(f"sample {sample.set}/{sample.image}: of group {group}, not {sample.group}; draw the list again")
+        raise InputError(
+            f"sample {sample.set}/{sample.image}: of group {group}, not {sample.group}; draw the list again"
+        )
 
 
 def _held_out(examples: Sequence[Example]) -> set[str]:

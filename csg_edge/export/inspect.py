@@ -80,6 +80,12 @@ def stages_of(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     return stages
 
 
+def node_macs(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of every node of a graph with fixed shapes, by name."""
+    shapes = _shapes(model)
+    return {node.name: _macs(node, shapes) for node in model.graph.node}
+
+
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """The report for people."""
     lines = []
@@ -142,7 +148,7 @@ def _engine_report(bundle: Bundle, engine: Engine) -> dict[str, Any]:
         "target": engine.target,
         "steps": engine.steps,
         "file": engine.file,
-        "bytes": sum(bundle.manifest.files[name].size for name in _files_of(bundle, engine)),
+        "bytes": sum(bundle.manifest.files[name].size for name in files_of(bundle, engine)),
         "state": engine.state,
         "precision_in_force": force,
         "why_not": reason,
@@ -151,7 +157,7 @@ def _engine_report(bundle: Bundle, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _files_of(bundle: Bundle, engine: Engine) -> list[str]:
+def files_of(bundle: Bundle, engine: Engine) -> list[str]:
     """The engine's file and what it reads beside it: the IR's weights, or those that all graphs share."""
     path = Path(engine.file)
     beside = {".xml": path.with_suffix(".bin"), ".onnx": path.with_name(WEIGHTS_NAME)}.get(path.suffix)
