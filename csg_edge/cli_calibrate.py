@@ -25,14 +25,10 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
     help="Labelled set, or a folder of sets: train groups to calibrate on, held-out ones to judge; may be repeated.",
 )  # fmt: skip
 @click.option("--samples", default=300, show_default=True, help="Calibration samples.")
-@click.option(
-    "--list", "sample_list", type=FOLDER, default=None, help="CSV that names the samples; drawn if not given."
-)
+@click.option("--list", "sample_list", type=FOLDER, default=None, help="CSV naming the samples; drawn if not given.")
 @click.option("--seed", default=0, show_default=True, help="Draws samples and the cases to judge.")
 @click.option("--steps", default="1", show_default=True, help="Numbers of steps, separated by commas.")
-@click.option(
-    "--recipe", default="default", show_default=True, help="How ranges are found; docs/calibration.md lists all."
-)
+@click.option("--recipe", default="default", show_default=True, help="How ranges are found: docs/calibration.md.")
 @click.option("--images", default=126, show_default=True, help="Images per engine to judge.")
 @click.option("--out", type=FOLDER, default=None, help="Folder for the bundle with its engines; BUNDLE if not given.")
 @click.option(

@@ -76,8 +76,8 @@ class Workshop:
             if (graph.steps, graph.precision, graph.batch) == (steps, "fp32", batch):
                 return graph
         raise BundleError(
-            f"{self.bundle.manifest.name}: no fp32 graph of {steps} steps for batch {batch or 'of any size'}, which int8 "
-            "is made from; export the bundle again"
+            f"{self.bundle.manifest.name}: no fp32 graph of {steps} steps for batch {batch or 'of any size'}, which "
+            "int8 is made from; export the bundle again"
         )
 
     def model(self, steps: int, batch: int | None) -> onnx.ModelProto:

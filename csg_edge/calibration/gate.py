@@ -38,7 +38,7 @@ def judge_quality(target: str, quality: Quality, student: Quality, golden_psnr: 
     return [
         Gate(
             target, "kid", worst, f"<= {limit:.4f} above the fp32 student's {kid.value:.3f}", worst <= limit,
-            "" if worst <= limit else f"difference {difference.value:+.4f}, {worst - limit:.4f} too much at its upper end",
+            "" if worst <= limit else f"{difference.value:+.4f}, its upper end is {worst - limit:.4f} too much",
         ),
         Gate(
             target, "dice", dice.value, f"within {DICE_MARGIN:g} of the fp32 student's {student.dice:.3f}",
@@ -46,7 +46,7 @@ def judge_quality(target: str, quality: Quality, student: Quality, golden_psnr: 
             "" if abs(dice.value) <= DICE_MARGIN else f"{abs(dice.value) - DICE_MARGIN:.4f} too much",
         ),
         Gate(
-            target, "spectrum_gap", ratio, f"<= {SPECTRUM_RATIO:g} x the fp32 student's {student.spectrum_gap:.3f} nats",
+            target, "spectrum_gap", ratio, f"<= {SPECTRUM_RATIO:g} x the fp32 student's {student.spectrum_gap:.3f}",
             ratio <= SPECTRUM_RATIO, "" if ratio <= SPECTRUM_RATIO else f"{quality.spectrum_gap:.3f} nats",
         ),
         Gate(

@@ -29,8 +29,8 @@ from csg_edge.runtimes.base import Results
 CHUNK = 4  # samples whose activations are in memory at once where histograms are made
 
 Ranges = dict[str, tuple[float, float]]
-"""`NODE:input:0` or `NODE:output:0` -> smallest and largest value there. Nodes have one name in every graph of a student,
-with a fixed batch or a free one; tensors do not."""
+"""`NODE:input:0` or `NODE:output:0` -> smallest and largest value there. Nodes have one name in every graph of a
+student, with a fixed batch or a free one; tensors do not."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def quantise(
     )
     quantiser.quantize_model()
     quantiser.model.topological_sort()
-    result = quantiser.model.model
+    result: onnx.ModelProto = quantiser.model.model
     _store_as_before(result, model)
     _name_by_stage(result)
     for item in result.metadata_props:

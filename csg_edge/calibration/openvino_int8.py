@@ -1,4 +1,4 @@
-"""OpenVINO's int8: NNCF on the OpenVINO model itself. A Q/DQ graph made for another runtime is not read as it was meant."""
+"""OpenVINO's int8: NNCF on the OpenVINO model itself, since it does not read Q/DQ graphs as they were meant."""
 
 from __future__ import annotations
 

@@ -73,14 +73,14 @@ class Judge:
         evaluators = load_evaluators(SHIPPED, schema=manifest.schema)
         if evaluators.image_size != height:
             raise InputError(
-                f"bundle {manifest.name} makes images of {height} pixels, the evaluators judge {evaluators.image_size}; "
-                "calibrate a bundle of that size"
+                f"bundle {manifest.name} makes images of {height} pixels, the evaluators judge "
+                f"{evaluators.image_size}; calibrate a bundle of that size"
             )
         real = read_real(roots, manifest.schema, size=height)
         if real.groups < MIN_GROUPS:
             raise InputError(
-                f"--data: {real.groups} held-out groups, at least {MIN_GROUPS} are needed to judge images; add labelled "
-                "subjects to split 'val'"
+                f"--data: {real.groups} held-out groups, at least {MIN_GROUPS} are needed to judge images; add "
+                "labelled subjects to split 'val'"
             )
         reference = evaluators.describe(real.train)
         described = evaluators.describe(real.held_out).standardised(reference)

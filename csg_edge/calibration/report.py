@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from csg_edge.calibration.search import Attempt
 
 HEADER = (
-    "engine", "steps", "MB", "p50 ms", "p90 ms", "PSNR to fp32, dB", "SSIM", "KID", "Dice", "spectrum gap, nats", "verdict",
+    "engine", "steps", "MB", "p50 ms", "p90 ms", "PSNR to fp32, dB", "SSIM", "KID", "Dice", "spectrum gap, nats",
+    "verdict",
 )  # fmt: skip
 
 
 def write(outcome: Outcome, settings: Settings, bundle: Bundle) -> None:
-    """Write report.md, report.json and, per number of steps, sensitivity-steps-N.csv and .png into the report folder."""
+    """Write report.md, report.json and, per number of steps, sensitivity-steps-N.csv and .png."""
     folder = settings.report
     for steps, ranking in outcome.rankings.items():
         kept = {item.target: set(item.kept) for item in outcome.chosen if item.steps == steps}

@@ -1,4 +1,4 @@
-"""What a student is calibrated on: real masks, contexts and noise of train groups, named by a list that can be committed.
+"""What a student is calibrated on: real masks, contexts and noise of train groups, named by a list to commit.
 
 A list holds ids, never pixels: set, group, image (whose mask is used), the image that supplies the context, the seed
 of the noise. The same list over the same data gives the same calibration, bit for bit.
@@ -85,7 +85,8 @@ def draw_samples(roots: Sequence[Path], *, count: int, seed: int) -> tuple[Sampl
     available = sum(map(len, queues))
     if available < count:
         raise InputError(
-            f"--samples {count}: the data has {available} images of train groups; give more data or --samples {available}"
+            f"--samples {count}: the data has {available} images of train groups; give more data or "
+            f"--samples {available}"
         )
     samples: list[Sample] = []
     while len(samples) < count:
@@ -102,7 +103,9 @@ def read_list(path: Path, *, count: int) -> tuple[Sample, ...]:
     """
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        samples = tuple(Sample(**{**row, "seed": check_seed(int(row["seed"]))}) for row in rows)
+        samples = tuple(
+            Sample(row["set"], row["group"], row["image"], row["context"], check_seed(int(row["seed"]))) for row in rows
+        )
     except OSError as error:
         raise InputError(f"--list {path}: cannot read ({error.strerror}); give a list of samples") from None
     except (KeyError, TypeError, ValueError, InputError):
@@ -110,9 +113,7 @@ def read_list(path: Path, *, count: int) -> tuple[Sample, ...]:
     if count < MIN_SAMPLES:
         raise InputError(f"--samples {count}: give at least {MIN_SAMPLES}; 300 is the usual number")
     if len(samples) < count:
-        raise InputError(
-            f"--list {path}: {len(samples)} samples, {count} were asked for; give --samples {len(samples)}"
-        )
+        raise InputError(f"--list {path}: {len(samples)} samples, {count} asked for; give --samples {len(samples)}")
     return samples[:count]
 
 
@@ -135,7 +136,7 @@ def read_samples(roots: Sequence[Path], samples: Sequence[Sample], manifest: Man
     for name in dict.fromkeys(sample.set for sample in samples):
         if name not in sets:
             raise InputError(
-                f"sample of set {name}: --data has {', '.join(sets) or 'no set'}; give the folder of that set"
+                f"sample of set {name}: --data has {', '.join(sets) or 'no set'}; add the folder of that set"
             )
         places[name] = {example.name: index for index, example in enumerate(sets[name].examples)}
     for sample in samples:
@@ -166,9 +167,7 @@ def _check_ids(sample: Sample, found: FolderSet | PackedSet, place: dict[str, in
                 "calibrate on train groups only, take it off the list"
             )
     if (group := found.examples[place[sample.image]].group) != sample.group:
-        raise InputError(
-            f"sample {sample.set}/{sample.image}: of group {group}, not {sample.group}; draw the list again"
-        )
+        raise InputError(f"sample {sample.set}/{sample.image}: of group {group}, not {sample.group}; draw a new list")
 
 
 def _held_out(examples: Sequence[Example]) -> set[str]:
@@ -184,8 +183,8 @@ def _set_order(found: FolderSet | PackedSet, random: np.random.Generator) -> lis
             groups.setdefault(example.group, []).append(example.name)
     if len(groups) < 2:
         raise InputError(
-            f"{found.path}: {len(groups)} groups in split {SPLIT!r}; a context must come from another group, so at least "
-            "two are needed"
+            f"{found.path}: {len(groups)} groups in split {SPLIT!r}; a context must come from another group, so at "
+            "least two are needed"
         )
     names = sorted(groups)
     left = {name: [groups[name][i] for i in random.permutation(len(groups[name]))] for name in names}

@@ -103,7 +103,7 @@ def build_bundle(
 
 @contextmanager
 def growing(source: Bundle, out: Path) -> Iterator[GrowingBundle]:
-    """A copy of a bundle to add graphs and engines to; it takes the place of `out` when the block ends without an error.
+    """A copy of a bundle to add graphs and engines to; it becomes `out` when the block ends without an error.
 
     New engines are checked on the golden cases first. Raises EngineError for one that misses its tolerance, InputError
     if `out` cannot be written; nothing is changed then.
