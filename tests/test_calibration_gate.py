@@ -38,6 +38,11 @@ def test_speed_is_over_the_best_other_engine() -> None:
     assert "10.0 ms, openvino:CPU:bf16 takes 11.4 ms" in slow.reason
 
 
+def test_stalls_of_a_busy_machine_are_no_speed_up() -> None:
+    stalled = Timing((10.0,) * 4 + (60.0,) * 5)  # more than half of the images
+    assert judge_speed(TARGET, timing(10), "openvino:CPU:bf16", stalled).value == pytest.approx(1.0)
+
+
 def test_the_same_images_pass() -> None:
     assert all(gate.passed for gate in judged(student_kid=KID, difference=SAME).values())
 

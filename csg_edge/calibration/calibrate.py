@@ -14,7 +14,7 @@ from csg_edge.calibration.quality import IMAGES, Judge, Quality, Seen
 from csg_edge.calibration.recipes import Recipe
 from csg_edge.calibration.samples import Sample, draw_samples, read_list, read_samples, write_list
 from csg_edge.calibration.search import Attempt, baselines, kept_images, search
-from csg_edge.calibration.sensitivity import Sensitivity, rank_layers
+from csg_edge.calibration.sensitivity import Sensitivity, rank_layers, worth_it
 from csg_edge.calibration.speed import Timing
 from csg_edge.errors import InputError
 from csg_edge.export.build import check_builder, growing
@@ -158,7 +158,7 @@ def _rank(shop: Workshop, steps: int) -> tuple[Sensitivity, ...]:
     model = shop.model(steps, 1)
     layers = layers_of(model)
     feeds = [shop.samples.feeds(index) for index in range(min(RANKED, len(shop.samples)))]
-    progress = Progress(f"ranking, steps {steps}", len(layers), unit="layers")
+    progress = Progress(f"ranking, steps {steps}", len(worth_it(layers)), unit="layers")
     kept_at = shop.folder / f"ranking-steps-{steps}-{shop.key(steps, ranked=len(feeds))}.jsonl"
     return rank_layers(model, layers, shop.ranges(steps), feeds, kept_at=kept_at, note=progress.advance)
 

@@ -15,7 +15,7 @@ from csg_edge.calibration.artefacts import Artefact, Workshop, family_of
 from csg_edge.calibration.gate import judge_quality, judge_speed
 from csg_edge.calibration.quality import Judge, Quality, Seen
 from csg_edge.calibration.sensitivity import Sensitivity
-from csg_edge.calibration.speed import Timing, time_in_turns
+from csg_edge.calibration.speed import Timing, speed_up, time_in_turns
 from csg_edge.errors import EngineError
 from csg_edge.generator import Generator, open_engine, why_not
 from csg_edge.quality.record import Gate
@@ -48,7 +48,7 @@ class Attempt:
     @property
     def speed_up(self) -> float | None:
         """Over the fastest engine in 16 or 32 bits; None where the device was absent."""
-        return self.timings[self.best].median / self.timings[self.target].median if self.timings else None
+        return speed_up(self.timings[self.target], self.timings[self.best]) if self.timings else None
 
     @property
     def passed(self) -> bool:

@@ -41,6 +41,12 @@ class Sensitivity:
         return None if not self.error else 10 * math.log10(255**2 / self.error)
 
 
+def worth_it(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that have time to gain from int8."""
+    total = sum(layer.macs for layer in layers)
+    return [layer for layer in layers if layer.macs >= MIN_SHARE * total]
+
+
 def rank_layers(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
@@ -56,12 +62,13 @@ def rank_layers(
     it must be of the same graph, ranges and feeds. `note` is called for each layer measured.
     """
     total = sum(layer.macs for layer in layers)
+    measured = worth_it(layers)
     known = _read(kept_at)
     reference: list[np.ndarray] = []
     found = []
     for layer in layers:
         share = layer.macs / total
-        if share < MIN_SHARE:
+        if layer not in measured:
             found.append(Sensitivity(layer, share, None))
             continue
         if layer.name not in known:
