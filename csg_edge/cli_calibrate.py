@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -29,6 +30,7 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
 @click.option("--seed", default=0, show_default=True, help="Draws samples and the cases to judge.")
 @click.option("--steps", default="1", show_default=True, help="Numbers of steps, separated by commas.")
 @click.option("--recipe", default="default", show_default=True, help="How ranges are found: docs/calibration.md.")
+@click.option("--compare", is_flag=True, help="Try every recipe on a few images instead; changes no bundle.")
 @click.option("--images", default=126, show_default=True, help="Images per engine to judge.")
 @click.option("--out", type=FOLDER, default=None, help="Folder for the bundle with its engines; BUNDLE if not given.")
 @click.option(
@@ -37,7 +39,7 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 def calibrate(
     bundle: str, targets: tuple[str, ...], data: tuple[Path, ...], samples: int, sample_list: Path | None, seed: int,
-    steps: str, recipe: str, images: int, out: Path | None, report: Path | None, as_json: bool,
+    steps: str, recipe: str, compare: bool, images: int, out: Path | None, report: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make int8 engines and put those into the bundle that are faster and as good. Exits with 1 unless all are.
 
@@ -48,11 +50,13 @@ def calibrate(
     from csg_edge.bundle import MODELS, find_bundle, read_bundle
     from csg_edge.calibration.calibrate import Settings, parse_targets
     from csg_edge.calibration.calibrate import calibrate as run
+    from csg_edge.calibration.calibrate import compare as try_all
+    from csg_edge.calibration.compare import tried_line
     from csg_edge.calibration.recipes import find_recipe
     from csg_edge.calibration.report import gate_line, table, to_json
 
     source = read_bundle(find_bundle(bundle))
-    if out is None and source.path.resolve().is_relative_to(MODELS.resolve()):
+    if not compare and out is None and source.path.resolve().is_relative_to(MODELS.resolve()):
         raise click.UsageError(
             f"{bundle} is the bundle inside the installed package; give --out FOLDER for a copy with the engines"
         )
@@ -61,6 +65,14 @@ def calibrate(
         report=report or Path(f"{source.manifest.name}.calibration"), recipe=find_recipe(recipe), samples=samples,
         list=sample_list, seed=seed, images=images,
     )  # fmt: skip
+    if compare:
+        rows = try_all(source, settings)
+        if as_json:
+            click.echo(json.dumps([asdict(row) for row in rows], allow_nan=False))
+        else:
+            for row in rows:
+                click.echo(tried_line(row))
+        return
     found = run(source, settings, out=out or source.path)
     if as_json:
         click.echo(json.dumps(to_json(found, settings, source), allow_nan=False))

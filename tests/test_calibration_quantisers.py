@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import LARGE, SMALL, tiny_bundle, tiny_data
 
 from csg_edge.bundle import Bundle
@@ -185,6 +185,85 @@ def test_openvino_has_an_int8_model_of_its_own(
     own = rms(found - reference), rms(other - reference)
     # The smaller of the two: a triangle of distances never exceeds twice the larger.
     assert rms(found - other) <= 2 * min(own)
+
+
+def network_with_skips() -> onnx.ModelProto:
+    """Three blocks of normalisation, SiLU and convolution, each with a concatenated skip, as in a small U-Net."""
+    random = np.random.default_rng(0)
+    constants: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(values: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(values), f"c{len(constants)}"))
+        return constants[-1].name
+
+    def weights(*shape: int) -> str:
+        values = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return constant(values.astype(np.float32))
+
+    def add(operator: str, *inputs: str, **attributes: Any) -> str:
+        result = f"t{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [result], name=f"step_1/{result}", **attributes))
+        return result
+
+    around = {"kernel_shape": [3, 3], "pads": [1] * 4}
+    first = hidden = add("Conv", "x", weights(16, 4, 3, 3), **around)
+    for _ in range(3):
+        normal = add("Reshape", hidden, constant(np.array([1, 4, -1])))
+        normal = add(
+            "InstanceNormalization", normal, constant(np.ones(4, np.float32)), constant(np.zeros(4, np.float32))
+        )
+        normal = add("Reshape", normal, constant(np.array([1, 16, 16, 16])))
+        normal = add("Mul", normal, constant((1 + random.standard_normal((1, 16, 1, 1)) / 5).astype(np.float32)))
+        normal = add("Mul", normal, add("Sigmoid", normal))
+        hidden = add("Conv", normal, weights(16, 16, 3, 3), **around)
+        hidden = add("Conv", add("Concat", hidden, first, axis=1), weights(16, 32, 1, 1), kernel_shape=[1, 1])
+    ports = [helper.make_tensor_value_info(*port) for port in (("x", 1, [1, 4, 16, 16]), (hidden, 1, [1, 16, 16, 16]))]
+    graph = helper.make_graph(nodes, "skips", ports[:1], ports[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.slow
+def test_one_quantised_graph_does_not_serve_every_runtime(tmp_path: Path) -> None:
+    """A Q/DQ graph with quantised concatenations: right in ONNX Runtime, far off in OpenVINO's low-precision passes.
+
+    So OpenVINO never gets a Q/DQ graph from us, and the graphs we make for others quantise no concatenation.
+    """
+    nncf = pytest.importorskip("nncf", reason="nncf is not installed; pip install 'csg-edge[calibrate]'")
+    import onnxruntime
+    import openvino
+
+    random = np.random.default_rng(1)
+    model = network_with_skips()
+    feeds = [{"x": random.standard_normal((1, 4, 16, 16)).astype(np.float32)} for _ in range(4)]
+    dataset = nncf.Dataset(feeds)
+    options = {"subset_size": 4, "target_device": nncf.TargetDevice.CPU, "preset": nncf.QuantizationPreset.MIXED}
+    plain = saved(model, tmp_path / "plain.onnx")
+    shared = saved(nncf.quantize(model, dataset, **options), tmp_path / "shared.onnx")
+    ours = saved(quantise(model, measure_ranges(model, feeds, DEFAULT), ORT_CPU), tmp_path / "ours.onnx")
+
+    def onnx_runtime(path: Path) -> NDArray[Any]:
+        session = onnxruntime.InferenceSession(path)
+        return np.concatenate([session.run(None, item)[0] for item in feeds])
+
+    def openvino_cpu(model: Any, **more: str) -> NDArray[Any]:
+        compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **more})
+        return np.concatenate([compiled(item)[0] for item in feeds])
+
+    reference = onnx_runtime(plain)
+
+    def error(found: NDArray[Any]) -> float:
+        return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+
+    meant = error(onnx_runtime(shared))
+    assert error(openvino_cpu(shared)) > 2 * meant  # 0.105 against 0.029 when this was written
+    assert error(openvino_cpu(shared, LP_TRANSFORMS_MODE="NO")) < 1.2 * meant
+    # What calibration makes: graphs that both read alike, and for OpenVINO a model of its own.
+    assert error(openvino_cpu(ours)) < 1.2 * error(onnx_runtime(ours))
+    own = nncf.quantize(
+        openvino.Core().read_model(plain), dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=4
+    )
+    assert error(openvino_cpu(own)) < 2 * meant
 
 
 def test_unknown_recipe() -> None:

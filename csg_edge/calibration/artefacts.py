@@ -46,6 +46,17 @@ def family_of(target: Target) -> str:
     return "tensorrt" if target.device == "TensorRT" else FAMILIES[target.runtime]
 
 
+def fp32_graph(bundle: Bundle, steps: int, batch: int | None) -> Graph:
+    """The graph that int8 is made from. Raises BundleError if the bundle has none."""
+    for graph in bundle.manifest.graphs:
+        if (graph.steps, graph.precision, graph.batch) == (steps, "fp32", batch):
+            return graph
+    raise BundleError(
+        f"{bundle.manifest.name}: no fp32 graph of {steps} steps for batch {batch or 'of any size'}, which int8 is "
+        "made from; export the bundle again"
+    )
+
+
 @dataclass(frozen=True)
 class Artefact:
     """An int8 model in the work folder: `file` is what goes into a bundle."""
@@ -72,13 +83,7 @@ class Workshop:
 
     def graph(self, steps: int, batch: int | None) -> Graph:
         """The fp32 graph. Raises BundleError if the bundle has none."""
-        for graph in self.bundle.manifest.graphs:
-            if (graph.steps, graph.precision, graph.batch) == (steps, "fp32", batch):
-                return graph
-        raise BundleError(
-            f"{self.bundle.manifest.name}: no fp32 graph of {steps} steps for batch {batch or 'of any size'}, which "
-            "int8 is made from; export the bundle again"
-        )
+        return fp32_graph(self.bundle, steps, batch)
 
     def model(self, steps: int, batch: int | None) -> onnx.ModelProto:
         """That graph, read with its weights."""

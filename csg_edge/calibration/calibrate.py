@@ -8,7 +8,8 @@ from pathlib import Path
 
 from csg_edge.bundle import Bundle, Engine, Target
 from csg_edge.calibration import report as reporting
-from csg_edge.calibration.artefacts import Workshop, check_quantisers, family_of, install
+from csg_edge.calibration.artefacts import Workshop, check_quantisers, family_of, fp32_graph, install
+from csg_edge.calibration.compare import Tried, compare_recipes, write_tried
 from csg_edge.calibration.layers import layers_of
 from csg_edge.calibration.quality import IMAGES, Judge, Quality, Seen
 from csg_edge.calibration.recipes import Recipe
@@ -92,22 +93,7 @@ def calibrate(bundle: Bundle, settings: Settings, *, out: Path) -> Outcome:
     Raises InputError for data, samples or options that cannot be used, BundleError for a bundle without fp32 graph,
     RuntimeUnavailableError for a quantiser or builder that is not installed, EngineError for a graph that one refuses.
     """
-    check_quantisers({family_of(target) for target in settings.targets})
-    for target in settings.targets:
-        check_builder(target)
-    samples = (
-        read_list(settings.list, count=settings.samples)
-        if settings.list
-        else draw_samples(settings.data, count=settings.samples, seed=settings.seed)
-    )
-    manifest = bundle.manifest
-    if unknown := sorted(set(settings.steps) - set(manifest.steps)):
-        raise InputError(f"--steps {unknown[0]}: the bundle has {', '.join(map(str, manifest.steps))}")
-    calibration = read_samples(settings.data, samples, manifest)
-    folder = settings.report / "work"
-    shop = Workshop(bundle, calibration, settings.recipe, folder)
-    for steps in settings.steps:  # a missing graph is refused before the minutes that follow
-        shop.graph(steps, 1), shop.graph(steps, None)
+    shop = _prepare(bundle, settings)
     for target in settings.targets:
         for steps in settings.steps:
             if shop.here(target) and not baselines(bundle, target, steps):
@@ -115,10 +101,10 @@ def calibrate(bundle: Bundle, settings: Settings, *, out: Path) -> Outcome:
                     f"--target {target}: the bundle has no engine of {steps} steps in 16 or 32 bits for "
                     f"{target.runtime}:{target.device} to be faster than; add one with `csg-edge build`"
                 )
-    judge = Judge.prepare(settings.data, manifest, images=settings.images, seed=settings.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_list(settings.report / "samples.csv", samples)
-    outcome = Outcome(samples, calibration.fingerprint)
+    judge = Judge.prepare(settings.data, bundle.manifest, images=settings.images, seed=settings.seed)
+    shop.folder.mkdir(parents=True, exist_ok=True)
+    write_list(settings.report / "samples.csv", shop.samples.samples)
+    outcome = Outcome(shop.samples.samples, shop.samples.fingerprint)
     for steps in settings.steps:
         _calibrate_steps(shop, settings, judge, steps, outcome)
     reporting.write(outcome, settings, bundle)
@@ -131,6 +117,34 @@ def calibrate(bundle: Bundle, settings: Settings, *, out: Path) -> Outcome:
                 target_path.parent.mkdir(exist_ok=True)
                 target_path.write_bytes((settings.report / name).read_bytes())
     return outcome
+
+
+def compare(bundle: Bundle, settings: Settings) -> list[Tried]:
+    """Try every recipe and write `recipes.csv`; no bundle is changed. Raises as `calibrate` does."""
+    shop = _prepare(bundle, settings)
+    found = compare_recipes(bundle, shop.samples, settings.targets, settings.steps, shop.folder)
+    write_tried(settings.report / "recipes.csv", found)
+    return found
+
+
+def _prepare(bundle: Bundle, settings: Settings) -> Workshop:
+    """Everything that can be refused before anything is measured."""
+    check_quantisers({family_of(target) for target in settings.targets})
+    for target in settings.targets:
+        check_builder(target)
+    manifest = bundle.manifest
+    if unknown := sorted(set(settings.steps) - set(manifest.steps)):
+        raise InputError(f"--steps {unknown[0]}: the bundle has {', '.join(map(str, manifest.steps))}")
+    samples = (
+        read_list(settings.list, count=settings.samples)
+        if settings.list
+        else draw_samples(settings.data, count=settings.samples, seed=settings.seed)
+    )
+    for steps in settings.steps:
+        for batch in (1, None):
+            fp32_graph(bundle, steps, batch)
+    calibration = read_samples(settings.data, samples, manifest)
+    return Workshop(bundle, calibration, settings.recipe, settings.report / "work")
 
 
 def _calibrate_steps(shop: Workshop, settings: Settings, judge: Judge, steps: int, outcome: Outcome) -> None:

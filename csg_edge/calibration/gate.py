@@ -14,7 +14,7 @@ SPECTRUM_RATIO = 1.1
 
 
 def judge_speed(target: str, timing: Timing, best: str, baseline: Timing) -> Gate:
-    """At least SPEED_UP times as fast as `best`, the runtime's fastest engine in 16 or 32 bits, timed in turns: `speed_up`."""
+    """At least SPEED_UP times as fast as `best`, the runtime's fastest engine in 16 or 32 bits: `speed_up`."""
     ratio = speed_up(timing, baseline)
     reason = "" if ratio >= SPEED_UP else f"{timing.median:.1f} ms, {best} takes {baseline.median:.1f} ms"
     return Gate(target, "speed", ratio, f">= {SPEED_UP:g} x {best}", ratio >= SPEED_UP, reason)
