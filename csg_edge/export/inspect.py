@@ -166,12 +166,14 @@ def files_of(bundle: Bundle, engine: Engine) -> list[str]:
 
 
 def _node_precisions(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
-    """What each heavy node of a graph computes in: the element type of its first input."""
+    """What each heavy node of a graph computes in: the element type of its first input, int8 behind Q/DQ nodes."""
     shapes = _shapes(model)
+    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     found: dict[str, Counter[str]] = {}
     for node in model.graph.node:
         if node.op_type in HEAVY:
-            kind = NAMES.get(shapes[node.input[0]][0], "other")
+            int8 = set(node.input[:2]) <= dequantised
+            kind = "int8" if int8 else NAMES.get(shapes[node.input[0]][0], "other")
             found.setdefault(kind, Counter())[HEAVY[node.op_type]] += 1
     return {kind: dict(count) for kind, count in found.items()}
 
@@ -190,8 +192,12 @@ def _shapes(model: onnx.ModelProto) -> Shapes:
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, int]:
-    """Floating-point constants, as stored and as widened -> elements."""
-    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in FLOATS}
+    """Constants, as stored and as widened -> elements; int8 vectors are zero points, not parameters."""
+    sizes = {
+        tensor.name: math.prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.data_type in FLOATS or (tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1)
+    }
     widened = {node.output[0]: sizes[node.input[0]] for node in model.graph.node if node.name.startswith(WIDEN)}
     return sizes | widened
 
