@@ -31,7 +31,7 @@ def tiny_graph(*, batch: int | None, channels: int = 32) -> onnx.ModelProto:
 
     def weights(name: str, *shape: int) -> Any:
         values = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) if len(shape) > 1 else 1e4)
-        return numpy_helper.from_array(values.astype(np.float32), name)
+        return numpy_helper.from_array(values.astype(np.float16).astype(np.float32), name)  # as a bundle stores them
 
     constants = [
         weights("w0", channels, 6, 3, 3), weights("b0", channels), weights("w1", channels, channels, 3, 3),
