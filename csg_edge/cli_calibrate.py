@@ -25,6 +25,10 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
     "--data", multiple=True, required=True, type=FOLDER,
     help="Labelled set, or a folder of sets: train groups to calibrate on, held-out ones to judge; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--calibrate-only", "extra", multiple=True, type=FOLDER,
+    help="Further sets to calibrate on and not to judge by, a phantom for example; may be repeated.",
+)  # fmt: skip
 @click.option("--samples", default=300, show_default=True, help="Calibration samples.")
 @click.option("--list", "sample_list", type=FOLDER, default=None, help="CSV naming the samples; drawn if not given.")
 @click.option("--seed", default=0, show_default=True, help="Draws samples and the cases to judge.")
@@ -38,7 +42,7 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 def calibrate(
-    bundle: str, targets: tuple[str, ...], data: tuple[Path, ...], samples: int, sample_list: Path | None, seed: int,
+    bundle: str, targets: tuple[str, ...], data: tuple[Path, ...], extra: tuple[Path, ...], samples: int, sample_list: Path | None, seed: int,
     steps: str, recipe: str, compare: bool, images: int, out: Path | None, report: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make int8 engines and put those into the bundle that are faster and as good. Exits with 1 unless all are.
@@ -62,7 +66,7 @@ def calibrate(
         )
     settings = Settings(
         data=data, targets=parse_targets(targets), steps=parse_steps(steps),
-        report=report or Path(f"{source.manifest.name}.calibration"), recipe=find_recipe(recipe), samples=samples,
+        report=report or Path(f"{source.manifest.name}.calibration"), recipe=find_recipe(recipe), extra=extra, samples=samples,
         list=sample_list, seed=seed, images=images,
     )  # fmt: skip
     if compare:

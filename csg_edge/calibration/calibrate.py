@@ -33,13 +33,17 @@ RANKED = 6  # samples that layers are ranked on: the order settles long before t
 
 @dataclass(frozen=True)
 class Settings:
-    """What to calibrate, on what. `list` names samples; without it they are drawn by `seed`."""
+    """What to calibrate, on what. `list` names samples; without it they are drawn by `seed`.
+
+    data: sets to calibrate on (train groups) and to judge by (held-out ones). extra: sets to calibrate on only.
+    """
 
     data: tuple[Path, ...]
     targets: tuple[Target, ...]
     steps: tuple[int, ...]
     report: Path
     recipe: Recipe
+    extra: tuple[Path, ...] = ()
     samples: int = SAMPLES
     list: Path | None = None
     seed: int = 0
@@ -138,12 +142,12 @@ def _prepare(bundle: Bundle, settings: Settings) -> Workshop:
     samples = (
         read_list(settings.list, count=settings.samples)
         if settings.list
-        else draw_samples(settings.data, count=settings.samples, seed=settings.seed)
+        else draw_samples((*settings.data, *settings.extra), count=settings.samples, seed=settings.seed)
     )
     for steps in settings.steps:
         for batch in (1, None):
             fp32_graph(bundle, steps, batch)
-    calibration = read_samples(settings.data, samples, manifest)
+    calibration = read_samples((*settings.data, *settings.extra), samples, manifest)
     return Workshop(bundle, calibration, settings.recipe, settings.report / "work")
 
 
