@@ -42,8 +42,9 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 def calibrate(
-    bundle: str, targets: tuple[str, ...], data: tuple[Path, ...], extra: tuple[Path, ...], samples: int, sample_list: Path | None, seed: int,
-    steps: str, recipe: str, compare: bool, images: int, out: Path | None, report: Path | None, as_json: bool,
+    bundle: str, targets: tuple[str, ...], data: tuple[Path, ...], extra: tuple[Path, ...], samples: int,
+    sample_list: Path | None, seed: int, steps: str, recipe: str, compare: bool, images: int, out: Path | None,
+    report: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make int8 engines and put those into the bundle that are faster and as good. Exits with 1 unless all are.
 
@@ -66,8 +67,8 @@ def calibrate(
         )
     settings = Settings(
         data=data, targets=parse_targets(targets), steps=parse_steps(steps),
-        report=report or Path(f"{source.manifest.name}.calibration"), recipe=find_recipe(recipe), extra=extra, samples=samples,
-        list=sample_list, seed=seed, images=images,
+        report=report or Path(f"{source.manifest.name}.calibration"), recipe=find_recipe(recipe), extra=extra,
+        samples=samples, list=sample_list, seed=seed, images=images,
     )  # fmt: skip
     if compare:
         rows = try_all(source, settings)

@@ -18,6 +18,7 @@ from csg_edge.calibration.search import Attempt, baselines, kept_images, search
 from csg_edge.calibration.sensitivity import Sensitivity, rank_layers, worth_it
 from csg_edge.calibration.speed import Timing
 from csg_edge.errors import InputError
+from csg_edge.export.aside import check_replaceable
 from csg_edge.export.build import check_builder, growing
 from csg_edge.export.inspect import files_of
 from csg_edge.export.targets import EXACT, check_target
@@ -97,6 +98,7 @@ def calibrate(bundle: Bundle, settings: Settings, *, out: Path) -> Outcome:
     Raises InputError for data, samples or options that cannot be used, BundleError for a bundle without fp32 graph,
     RuntimeUnavailableError for a quantiser or builder that is not installed, EngineError for a graph that one refuses.
     """
+    check_replaceable(out)
     shop = _prepare(bundle, settings)
     for target in settings.targets:
         for steps in settings.steps:
