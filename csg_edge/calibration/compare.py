@@ -69,7 +69,9 @@ def compare_recipes(
                 with ExitStack() as stack:
                     generator = stack.enter_context(shop.opened(artefact, target))
                     images = [generator.runtime.run(item)["image"] for item in feeds]
-                    errors = [np.mean((image - other) ** 2) for image, other in zip(images, reference, strict=True)]
+                    errors = [
+                        float(np.mean((image - other) ** 2)) for image, other in zip(images, reference, strict=True)
+                    ]
                     psnr = float(np.mean([10 * np.log10(255**2 / max(error, 1e-9)) for error in errors]))
                     own = best = None
                     if shop.here(target) and (others := baselines(bundle, target, count)):
