@@ -6,6 +6,8 @@ from the same ranges, so its two halves, calibrater and quantiser, are called ap
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -60,7 +62,8 @@ def measure_ranges(
 ) -> Ranges:
     """Ranges of every tensor at a convolution or matrix product, over the samples; `note` is called for each one."""
     percentile = {"percentile": PERCENTILE, "num_bins": 2048} if recipe.percentile else {}
-    with tempfile.TemporaryDirectory() as folder:
+    # Its histograms are announced on stdout, which is the caller's.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "float.onnx"
         onnx.save(float_graph(model), path)
         calibrater = create_calibrator(
