@@ -14,6 +14,7 @@ import click
 from csg_edge import __version__
 from csg_edge.cli_bench import bench
 from csg_edge.cli_build import build, need
+from csg_edge.cli_calibrate import calibrate
 from csg_edge.cli_data import pack
 from csg_edge.cli_options import seed_option
 from csg_edge.cli_train import distill, export, train, train_autoencoder
@@ -279,4 +280,5 @@ main.add_command(train_autoencoder)
 main.add_command(distill)
 main.add_command(export)
 main.add_command(build)
+main.add_command(calibrate)
 main.add_command(bench)

@@ -51,7 +51,7 @@ def build(
         source,
         targets,
         out=out or source.path,
-        steps=_parse_steps(steps),
+        steps=parse_steps(steps),
         options=Options(version_compatible=version_compatible, timing_cache=timing_cache),
         say=lambda line: click.echo(line, err=True),
     )
@@ -74,7 +74,8 @@ def need(*modules: str, extra: str) -> None:
         raise click.UsageError(f"{', '.join(missing)} not installed; pip install 'csg-edge[{extra}]'")
 
 
-def _parse_steps(text: str | None) -> tuple[int, ...]:
+def parse_steps(text: str | None) -> tuple[int, ...]:
+    """`1,2` -> (1, 2), None -> (). Raises UsageError for anything else."""
     try:
         return tuple(sorted({int(part) for part in text.split(",")})) if text is not None else ()
     except ValueError:

@@ -57,7 +57,7 @@ def read_set(
             f"{directory}: packed at size {source.size}, but size {size} is needed; pack the folders again with "
             f"--size {size}"
         )
-    table = _class_table(source, schema)
+    table = class_table(source, schema)
     images, masks = [], []
     names: list[str] = []
     groups: list[str] = []
@@ -125,7 +125,7 @@ def schema_of(roots: Sequence[Path]) -> LabelSchema:
     return LabelSchema(tuple(names))
 
 
-def _class_table(source: FolderSet | PackedSet, schema: LabelSchema) -> NDArray[np.uint8]:
+def class_table(source: FolderSet | PackedSet, schema: LabelSchema) -> NDArray[np.uint8]:
     """Index in the schema for each of the set's own indices."""
     try:
         return np.array([schema.index(name) for name in source.classes.names], dtype=np.uint8)

@@ -13,7 +13,7 @@ from pathlib import Path
 import csg_edge
 
 PACKAGE = Path(csg_edge.__file__).parent
-BUILD_SIDE = ("csg_edge.training", "csg_edge.export", "csg_edge.quality", "csg_edge.benchmarks")
+BUILD_SIDE = ("csg_edge.training", "csg_edge.export", "csg_edge.calibration", "csg_edge.quality", "csg_edge.benchmarks")
 RUN_TIME_QUALITY = ("csg_edge.quality", "csg_edge.quality.commands")  # options of `validate`; the rest on use
 BARE = "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxscript', 'safetensors']));"
 
@@ -82,5 +82,6 @@ def test_nothing_at_run_time_reaches_for_training_or_export() -> None:
     }
     # Inside commands that make models and bundles, judge them or time them.
     assert reaching == {
-        "csg_edge.cli", "csg_edge.cli_bench", "csg_edge.cli_build", "csg_edge.cli_train", "csg_edge.quality.commands"
+        "csg_edge.cli", "csg_edge.cli_bench", "csg_edge.cli_build", "csg_edge.cli_calibrate", "csg_edge.cli_train",
+        "csg_edge.quality.commands",
     }  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ def _silent(line: str) -> None:
 
 
 @dataclass
-class _Work:
-    """A bundle that grows in its own folder."""
+class GrowingBundle:
+    """A bundle that grows in a folder of its own."""
 
     path: Path
     manifest: Manifest
     converted: dict[str, str] = field(default_factory=dict)  # IR file -> what wrote it; one serves several targets
+    added: dict[tuple[str, int], Engine] = field(default_factory=dict)  # by target and steps
 
     @property
     def bundle(self) -> Bundle:
@@ -50,8 +52,15 @@ class _Work:
         """Put an engine in its place in the order of preference, instead of one for the same target and steps."""
         key = (engine.target, engine.steps)
         others = [item for item in self.manifest.engines if (item.target, item.steps) != key]
-        engines = sorted([*others, engine], key=lambda item: (preference(item.target), item.steps))
+        engines = sorted([*others, engine], key=lambda item: (preference(item), item.steps))
         self.manifest = replace(self.manifest, engines=tuple(engines))
+        self.added[key] = engine
+
+    def add_graph(self, graph: Graph) -> None:
+        """List a graph whose file is in the folder, instead of one for the same steps, precision and batch."""
+        key = (graph.steps, graph.precision, graph.batch)
+        others = [item for item in self.manifest.graphs if (item.steps, item.precision, item.batch) != key]
+        self.manifest = replace(self.manifest, graphs=(*others, graph))
 
 
 def build_bundle(
@@ -75,32 +84,44 @@ def build_bundle(
     """
     wanted = [check_target(text) for text in dict.fromkeys(targets)]
     for target in wanted:
-        _check_builder(target, options)
+        check_builder(target, options)
     if not any(target.runtime == "tensorrt" for target in wanted) and options != DEFAULT_OPTIONS:
         raise InputError("--version-compatible and --timing-cache are for tensorrt targets; leave them out")
     counts = tuple(steps) or source.manifest.steps
     if unknown := sorted(set(counts) - set(source.manifest.steps)):
         raise InputError(f"--steps {unknown[0]}: the bundle has {', '.join(map(str, source.manifest.steps))}")
-    check_replaceable(out)
-    with folder_replaced(out) as aside:
-        _copy(source.path, aside)
-        work = _Work(aside, source.manifest)
-        added = []
+    added = []
+    with growing(source, out) as work:
         for target in wanted:
             for count in counts:
                 engine = _build(work, target, count, options)
-                work.add(engine)
                 added.append(engine)
+                work.add(engine)
                 say(f"built {engine.target}, steps {engine.steps}: {engine.file}")
-        for engine in added:
+    keys = {(engine.target, engine.steps) for engine in added}
+    return work.manifest, [engine for engine in work.manifest.engines if (engine.target, engine.steps) in keys]
+
+
+@contextmanager
+def growing(source: Bundle, out: Path) -> Iterator[GrowingBundle]:
+    """A copy of a bundle to add graphs and engines to; it becomes `out` when the block ends without an error.
+
+    New engines are checked on the golden cases first. Raises EngineError for one that misses its tolerance, InputError
+    if `out` cannot be written; nothing is changed then.
+    """
+    check_replaceable(out)
+    with folder_replaced(out) as aside:
+        _copy(source.path, aside)
+        work = GrowingBundle(aside, source.manifest)
+        yield work
+        for engine in list(work.added.values()):
             work.add(_check(work.bundle, engine))
         _drop_unused_engines(work)
-        manifest = write_manifest(aside, work.manifest)
-    keys = {(engine.target, engine.steps) for engine in added}
-    return manifest, [engine for engine in manifest.engines if (engine.target, engine.steps) in keys]
+        work.manifest = write_manifest(aside, work.manifest)
 
 
-def _check_builder(target: Target, options: tensorrt.Options) -> None:
+def check_builder(target: Target, options: tensorrt.Options = DEFAULT_OPTIONS) -> None:
+    """Raise RuntimeUnavailableError or InputError unless engines for a target can be built here."""
     if target.runtime in NVIDIA:
         relevant = options if target.runtime == "tensorrt" else DEFAULT_OPTIONS
         tensorrt.check_builder(target.runtime, target.device, relevant)
@@ -108,18 +129,22 @@ def _check_builder(target: Target, options: tensorrt.Options) -> None:
         openvino.check_builder()
 
 
-def _build(work: _Work, target: Target, steps: int, options: tensorrt.Options) -> Engine:
+def _build(work: GrowingBundle, target: Target, steps: int, options: tensorrt.Options) -> Engine:
     if target.runtime in NVIDIA:
-        return _build_tensorrt(work, target, steps, options)
+        return build_tensorrt(work, target, steps, options)
     if target.runtime == "openvino":
         return _build_openvino(work, target, steps)
-    graph = _graph(work, steps, target.precision, batch=None)
-    return _engine(target, graph, file=graph.file, batch=None, report={"graph": graph.file})
+    # TensorRT behind ONNX Runtime takes the int8 graph that TensorRT takes: the one for batch 1.
+    batch = 1 if (target.device, target.precision) == ("TensorRT", "int8") else None
+    graph = _graph(work, steps, target.precision, batch=batch)
+    return _engine(target, graph, file=graph.file, batch=batch, report={"graph": graph.file})
 
 
-def _build_openvino(work: _Work, target: Target, steps: int) -> Engine:
-    # fp16 and bf16 are how a device computes the fp32 model; int8 is another model.
-    graph = _graph(work, steps, "int8" if target.precision == "int8" else "fp32", batch=1)
+def _build_openvino(work: GrowingBundle, target: Target, steps: int) -> Engine:
+    # fp16 and bf16 are how a device computes the fp32 model; int8 is another model, which NNCF made from it.
+    if target.precision == "int8":
+        return _calibrated_openvino(work, target, steps)
+    graph = _graph(work, steps, "fp32", batch=1)
     stem = Path(graph.file).stem
     file = f"{ENGINES}/openvino/{stem}.xml"
     if file not in work.converted:
@@ -130,7 +155,25 @@ def _build_openvino(work: _Work, target: Target, steps: int) -> Engine:
     return _engine(target, graph, file=file, batch=1, report=report)
 
 
-def _build_tensorrt(work: _Work, target: Target, steps: int, options: tensorrt.Options) -> Engine:
+def _calibrated_openvino(work: GrowingBundle, target: Target, steps: int) -> Engine:
+    """The int8 IR of another OpenVINO device, which `csg-edge calibrate` put into the bundle."""
+    for engine in work.manifest.engines:
+        known = Target.parse(engine.target)
+        if (known.runtime, known.precision, engine.steps) == ("openvino", "int8", steps):
+            timed = ("speed_up", "over", "on")  # on another device
+            about = {key: value for key, value in engine.report["calibration"].items() if key not in timed}
+            report = {"converted_with": engine.report["converted_with"], "reproducible": "yes", "calibration": about}
+            return replace(engine, target=str(target), state="unverified", report=report)
+    raise BundleError(
+        f"{work.manifest.name}: no int8 model of {steps} steps for OpenVINO; make one with `csg-edge calibrate`, or "
+        "choose another precision"
+    )
+
+
+def build_tensorrt(
+    work: GrowingBundle, target: Target, steps: int, options: tensorrt.Options = DEFAULT_OPTIONS
+) -> Engine:
+    """An engine from the bundle's graph for batch 1 in the target's precision; its file is put into the bundle."""
     graph = _graph(work, steps, target.precision, batch=1)
     relevant = options if target.runtime == "tensorrt" else DEFAULT_OPTIONS
     built = build_engine_apart(work.path / graph.file, runtime=target.runtime, device=target.device, options=relevant)
@@ -171,7 +214,7 @@ def _engine(
     )
 
 
-def _graph(work: _Work, steps: int, precision: str, *, batch: int | None) -> Graph:
+def _graph(work: GrowingBundle, steps: int, precision: str, *, batch: int | None) -> Graph:
     """The bundle's graph of a precision; fp16 is made from fp32 if it is not there yet."""
     if found := work.graph(steps, precision, batch):
         return found
@@ -185,7 +228,7 @@ def _graph(work: _Work, steps: int, precision: str, *, batch: int | None) -> Gra
     )
 
 
-def _add_half(work: _Work, source: Graph) -> Graph:
+def _add_half(work: GrowingBundle, source: Graph) -> Graph:
     file = f"{source.file.removesuffix('.onnx')}.fp16.onnx"
     write_graph(to_half(read_graph(work.path / source.file)), work.path / file)
     graph = Graph(source.steps, "fp16", source.batch, file, {})
@@ -232,7 +275,7 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _drop_unused_engines(work: _Work) -> None:
+def _drop_unused_engines(work: GrowingBundle) -> None:
     """Remove engine files that rebuilt ones replaced."""
     used = {engine.file for engine in work.manifest.engines}
     used |= {str(Path(file).with_suffix(".bin")) for file in used if file.endswith(".xml")}

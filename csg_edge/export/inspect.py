@@ -80,6 +80,12 @@ def stages_of(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     return stages
 
 
+def node_macs(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of every node of a graph with fixed shapes, by name."""
+    shapes = _shapes(model)
+    return {node.name: _macs(node, shapes) for node in model.graph.node}
+
+
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """The report for people."""
     lines = []
@@ -142,7 +148,7 @@ def _engine_report(bundle: Bundle, engine: Engine) -> dict[str, Any]:
         "target": engine.target,
         "steps": engine.steps,
         "file": engine.file,
-        "bytes": sum(bundle.manifest.files[name].size for name in _files_of(bundle, engine)),
+        "bytes": sum(bundle.manifest.files[name].size for name in files_of(bundle, engine)),
         "state": engine.state,
         "precision_in_force": force,
         "why_not": reason,
@@ -151,7 +157,7 @@ def _engine_report(bundle: Bundle, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _files_of(bundle: Bundle, engine: Engine) -> list[str]:
+def files_of(bundle: Bundle, engine: Engine) -> list[str]:
     """The engine's file and what it reads beside it: the IR's weights, or those that all graphs share."""
     path = Path(engine.file)
     beside = {".xml": path.with_suffix(".bin"), ".onnx": path.with_name(WEIGHTS_NAME)}.get(path.suffix)
@@ -160,12 +166,14 @@ def _files_of(bundle: Bundle, engine: Engine) -> list[str]:
 
 
 def _node_precisions(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
-    """What each heavy node of a graph computes in: the element type of its first input."""
+    """What each heavy node of a graph computes in: the element type of its first input, int8 behind Q/DQ nodes."""
     shapes = _shapes(model)
+    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     found: dict[str, Counter[str]] = {}
     for node in model.graph.node:
         if node.op_type in HEAVY:
-            kind = NAMES.get(shapes[node.input[0]][0], "other")
+            int8 = set(node.input[:2]) <= dequantised
+            kind = "int8" if int8 else NAMES.get(shapes[node.input[0]][0], "other")
             found.setdefault(kind, Counter())[HEAVY[node.op_type]] += 1
     return {kind: dict(count) for kind, count in found.items()}
 
@@ -184,8 +192,12 @@ def _shapes(model: onnx.ModelProto) -> Shapes:
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, int]:
-    """Floating-point constants, as stored and as widened -> elements."""
-    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in FLOATS}
+    """Constants, as stored and as widened -> elements; int8 vectors are zero points, not parameters."""
+    sizes = {
+        tensor.name: math.prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.data_type in FLOATS or (tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1)
+    }
     widened = {node.output[0]: sizes[node.input[0]] for node in model.graph.node if node.name.startswith(WIDEN)}
     return sizes | widened
 

@@ -41,17 +41,27 @@ def write_ir(graph: Path, xml: Path) -> str:
         model = core.read_model(graph)
     except RuntimeError as error:
         raise EngineError(f"{graph}: OpenVINO cannot read it ({_last_line(error)}); choose another target") from None
+    save_ir(model, xml)
+    return f"openvino {openvino.get_version().split('-')[0]}"
+
+
+def save_ir(model: Any, xml: Path) -> None:
+    """Write an OpenVINO model to `xml` and the `.bin` beside it; the same model gives the same bytes.
+
+    Raises EngineError or InputError as `write_ir` does.
+    """
+    import openvino
+
     _name_alike(model)
     xml.parent.mkdir(parents=True, exist_ok=True)
     try:
         # compress_to_fp16 would round fp32 constants; what fits in fp16 is fp16 in the graph already.
         openvino.save_model(model, xml, compress_to_fp16=False)
-        written = core.read_model(xml)  # a disk that filled up leaves a file that cannot be read
+        written = openvino.Core().read_model(xml)  # a disk that filled up leaves a file that cannot be read
     except RuntimeError as error:
         raise InputError(f"{xml}: cannot write ({_last_line(error)}); free space or choose another folder") from None
     if len(written.get_ops()) != len(model.get_ops()):
         raise EngineError(f"{xml}: OpenVINO wrote another model than it read; update OpenVINO")
-    return f"openvino {openvino.get_version().split('-')[0]}"
 
 
 def layer_precisions(path: Path, device: str, precision: str) -> tuple[str, dict[str, dict[str, int]]]:

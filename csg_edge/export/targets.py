@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from csg_edge.bundle import Target, Tolerance
+from csg_edge.bundle import Engine, Target, Tolerance
 from csg_edge.errors import InputError
 
 EXACT = Tolerance(levels=1, share=0.999, psnr=50.0)
@@ -24,7 +24,7 @@ OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
         "CPU": ("fp32", "int8"),
         "CUDA": ("fp16", "fp32"),
         "TensorRT": ("fp16", "fp32", "int8"),
-        "OpenVINO": ("fp32", "int8"),
+        "OpenVINO": ("fp32",),  # no int8: OpenVINO does not read a Q/DQ graph as it was meant
     },
     "tensorrt-rtx": {SM: ("fp16", "fp32", "int8")},
     "tensorrt": {SM: ("fp16", "fp32", "int8")},
@@ -63,10 +63,15 @@ def check_target(text: str) -> Target:
     return target
 
 
-def preference(text: str) -> tuple[int, int]:
-    """Sort key of a target: what `auto` should try first comes first."""
-    target = Target.parse(text)
+def preference(engine: Engine) -> tuple[int, int, int]:
+    """Sort key of an engine: what `auto` should try first comes first.
+
+    An int8 engine that was never timed against the 16-bit one, since its device was absent, comes after the others of
+    its device: int8 has to earn its place.
+    """
+    target = Target.parse(engine.target)
+    unproven = int(target.precision == "int8" and "speed_up" not in engine.report.get("calibration", {}))
     for name in (f"{target.runtime}:{target.device}", target.runtime):
         if name in PREFERENCE:
-            return PREFERENCE.index(name), PRECISION_PREFERENCE.index(target.precision)
-    return len(PREFERENCE), 0
+            return PREFERENCE.index(name), unproven, PRECISION_PREFERENCE.index(target.precision)
+    return len(PREFERENCE), unproven, 0

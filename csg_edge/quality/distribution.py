@@ -119,6 +119,17 @@ def group_mmd(
     one group, within a set or across, are left out, for they share a subject. 0 is ideal; can be below 0. With
     `polynomial_kernel` this is KID over groups. Raises InputError for fewer than two groups a side.
     """
+    discrepancy = group_discrepancy(real, generated, real_groups, generated_groups, kernel=kernel)
+    return group_interval(discrepancy, real_groups, generated_groups, rng=rng)
+
+
+def group_discrepancy(
+    real: Features, generated: Features, real_groups: Sequence[str], generated_groups: Sequence[str], *, kernel: Kernel
+) -> Callable[[Weights, Weights], float]:
+    """The statistic behind `group_mmd`, of how often each real and each generated image counts.
+
+    Two sets of generated images for the same masks can so be compared under the same resamplings.
+    """
     check_feature_pair(real, generated)
     check_features(real, real_groups, what="real features")
     check_features(generated, generated_groups, what="generated features")
@@ -142,7 +153,7 @@ def group_mmd(
         u, v = (sides[i].T @ w / np.maximum(counts[i], 1) for i, w in ((0, a), (1, b)))
         return mean(0, 0, u, u) + mean(1, 1, v, v) - 2 * mean(0, 1, u, v)
 
-    return group_interval(discrepancy, real_groups, generated_groups, rng=rng)
+    return discrepancy
 
 
 def _feed(metric: KernelInceptionDistance | FrechetInceptionDistance, real: Features, generated: Features) -> None:
