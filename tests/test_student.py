@@ -17,7 +17,7 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
-from csg_edge.training.distil import distil
+from csg_edge.training.distil import distil, texture_distance
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
@@ -140,6 +140,22 @@ class TestSteps:
             distil(
                 start_student(teacher, stored, steps=(1,), network="nano")[0], stored, LOOP, out=tmp_path, device=CPU
             )
+
+
+def test_texture_is_told_by_power_and_not_by_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(4, 16, 32, 32, generator=generator) for _ in range(2))
+    same, soft = texture_distance(first, second), texture_distance(0.7 * first, second)
+    assert same < 0.5 * soft
+    assert texture_distance(first, first) == 0.0
+    assert not torch.allclose(first, second)
+
+
+def test_a_run_with_another_loss_is_not_continued(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:
+    student, _ = start_student(teacher, stored, steps=(1,))
+    assert distil(student, stored, LOOP, texture=0.1, out=tmp_path, device=CPU)
+    with pytest.raises(TrainingError, match="a student of other texture"):
+        distil(start_student(teacher, stored, steps=(1,))[0], stored, LOOP, out=tmp_path, device=CPU)
 
 
 def test_the_graph_holds_whole_weights_and_is_the_model(

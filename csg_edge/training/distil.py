@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csg_edge.errors import TrainingError
@@ -26,6 +27,8 @@ from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
 LOSS_FLOOR = 1e-4
+TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
+POWER_FLOOR = 1e-2  # of latents of unit variance
 
 
 def distil(
@@ -34,14 +37,16 @@ def distil(
     loop: LoopConfig,
     *,
     deviation: float = 1.0,
+    texture: float = 0.0,
     out: Path,
     device: torch.device,
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
-    deviation: of the trajectories' latents, where the student's have 1.
+    deviation: of the trajectories' latents, where the student's have 1. texture: weight of `texture_distance`, which
+    keeps the power that a regression would average away.
     """
-    _check_same(out / "student.json", student)
+    _check_same(out / "student.json", student, texture)
     student = student.to(device, memory_format=torch.channels_last)
     network, inner = student.network.train(), student.inner_timesteps
     state = start(network, loop)
@@ -67,7 +72,9 @@ def distil(
                 latent[chosen] = mix(first, noise[chosen], timestep[chosen])
             velocity = network(latent, network.embed_time(timestep), student.conditions(mask, context))
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
-        return ((jump - clean / deviation).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+        wanted = clean / deviation
+        distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+        return distance + texture * texture_distance(jump, wanted) if texture else distance
 
     finished = fit(state, loss, loop, directory=out, label="distil")
     network.load_state_dict(state.ema)
@@ -75,9 +82,21 @@ def distil(
     return finished
 
 
-def _check_same(path: Path, student: CsgModel) -> None:
+def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """Mean difference of the logarithms of local power, band by band, of two (B, C, h, w) latents.
+
+    The features of the design's second term: in a block DCT each channel is a band, and its power around a place is
+    what speckle and fibres are told by. Nothing of the evaluators is in it.
+    """
+    powers = [F.avg_pool2d(latent.float().square(), TEXTURE_CELL) for latent in (made, wanted)]
+    first, second = ((power + POWER_FLOOR).log() for power in powers)
+    return (first - second).abs().mean()
+
+
+def _check_same(path: Path, student: CsgModel, texture: float) -> None:
     # Weights fit a network of any number of steps: only this tells them apart.
-    wanted = json.loads(json.dumps({"steps": student.steps, "network": student.network.config.to_json()}))
+    run = {"steps": student.steps, "network": student.network.config.to_json(), "texture": texture}
+    wanted = json.loads(json.dumps(run))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
