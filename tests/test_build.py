@@ -66,7 +66,7 @@ class TestTensorRtRtx:
             assert engine.built_with.startswith("tensorrt-rtx 1.")
             assert (engine.batch, engine.state) == (1, "unverified")
             assert engine.report["not_run"]
-            assert engine.report["layers"]["float16"]["convolution"] == 44  # every one of the denoiser
+            assert engine.report["layers"]["float16"]["convolution"] == 48  # every one of the denoiser
             assert engine.report["layers"]["float32"] == {"convolution": 7, "normalization": 26, "softmax": 1}
             assert manifest.files[engine.file].size > 14e6  # holds its weights
         (half,) = [graph for graph in manifest.graphs if graph.precision == "fp16"]
@@ -174,7 +174,8 @@ class TestOpenVino:
         assert (cpu.state, cpu.batch, cpu.built_with) == ("verified", 1, "")
         assert cpu.report["golden"]["share_within_1"] >= 0.999
         assert {engine.file for engine in added} == {"engines/openvino/steps-1.batch-1.xml"}  # one IR serves all
-        assert manifest.files["engines/openvino/steps-1.batch-1.bin"].size < 14.3e6  # fp16 where that is exact
+        weights = manifest.files["graphs/weights.safetensors"].size
+        assert manifest.files["engines/openvino/steps-1.batch-1.bin"].size < 1.02 * weights  # fp16 where that is exact
         import openvino
 
         devices = openvino.Core().available_devices
@@ -340,21 +341,22 @@ main.main(sys.argv[2:], prog_name="csg-edge")
 @pytest.mark.parametrize(
     ("target", "limit"),
     [
-        ("tensorrt-rtx:sm86:fp16", 15_000_000),  # the weights can be copied, the engine cannot be written
-        ("openvino:CPU:fp32", 14_100_000),  # nor the IR's weights
-        ("openvino:CPU:fp32", 1_000_000),  # nor anything
+        ("tensorrt-rtx:sm86:fp16", 1.005),  # the weights can be copied, the engine cannot be written
+        ("openvino:CPU:fp32", 1.001),  # nor the IR's weights
+        ("openvino:CPU:fp32", 0.1),  # nor anything
     ],
 )
-def test_a_file_that_the_disk_does_not_take(untouched: Bundle, target: str, limit: int) -> None:
+def test_a_file_that_the_disk_does_not_take(untouched: Bundle, target: str, limit: float) -> None:
     if target.startswith("tensorrt"):
         pytest.importorskip("tensorrt_rtx")
-    command = [sys.executable, "-c", LIMITED, str(limit), "build", str(untouched.path), "--target", target]
+    largest = int(limit * untouched.manifest.files["graphs/weights.safetensors"].size)
+    command = [sys.executable, "-c", LIMITED, str(largest), "build", str(untouched.path), "--target", target]
     done = subprocess.run([*command, "--steps", "1"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     lines = [line for line in done.stderr.splitlines() if not line.startswith("built")]
     assert len(lines) == 1
     assert "cannot write" in lines[0]
-    assert "free space" in lines[0]
+    assert "free disk space" in lines[0]
 
 
 class TestCommand:
