@@ -59,7 +59,9 @@ def save_ir(model: Any, xml: Path) -> None:
         openvino.save_model(model, xml, compress_to_fp16=False)
         written = openvino.Core().read_model(xml)  # a disk that filled up leaves a file that cannot be read
     except RuntimeError as error:
-        raise InputError(f"{xml}: cannot write ({_last_line(error)}); free space or choose another folder") from None
+        raise InputError(
+            f"{xml}: cannot write ({_last_line(error)}); free disk space or choose another folder"
+        ) from None
     if len(written.get_ops()) != len(model.get_ops()):
         raise EngineError(f"{xml}: OpenVINO wrote another model than it read; update OpenVINO")
 
