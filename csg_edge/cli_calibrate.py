@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from csg_edge.cli_build import need, parse_steps
+from csg_edge.cli_options import SEED
 
 FOLDER = click.Path(path_type=Path)
 NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "matplotlib")
@@ -31,7 +32,9 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
 )  # fmt: skip
 @click.option("--samples", default=300, show_default=True, help="Calibration samples.")
 @click.option("--list", "sample_list", type=FOLDER, default=None, help="CSV naming the samples; drawn if not given.")
-@click.option("--seed", default=0, show_default=True, help="Draws samples and the cases to judge.")
+@click.option(
+    "--seed", type=SEED, is_eager=True, default=0, show_default=True, help="Draws samples and the cases to judge."
+)
 @click.option("--steps", default="1", show_default=True, help="Numbers of steps, separated by commas.")
 @click.option("--recipe", default="default", show_default=True, help="How ranges are found: docs/calibration.md.")
 @click.option("--compare", is_flag=True, help="Try every recipe on a few images instead; changes no bundle.")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from stand_in_cuda import StandInCuda, tensorrt_of
 
+from csg_edge.bundle import read_bundle
 from csg_edge.cache import BlobCache
 from csg_edge.errors import (
     CancelledError,
@@ -27,16 +28,15 @@ from csg_edge.runtimes.base import Runtime
 from csg_edge.runtimes.cuda import Cuda
 from csg_edge.runtimes.ov import OpenVinoRuntime
 from csg_edge.runtimes.trt import TensorRtRtxRuntime, TensorRtRuntime
+from csg_edge.verify import read_case
 
 
 @pytest.fixture(scope="module")
-def feeds() -> dict[str, Any]:
-    random = np.random.default_rng(0)
-    return {
-        "mask": random.integers(0, 10, (1, 256, 256), dtype=np.uint8),
-        "context": random.integers(0, 256, (1, 256, 256), dtype=np.uint8),
-        "noise": random.standard_normal((1, 16, 64, 64), dtype=np.float32),
-    }
+def feeds(shipped: Path) -> dict[str, Any]:
+    bundle = read_bundle(shipped)
+    mask, context, _ = read_case(bundle, bundle.manifest.golden[0], 1)
+    noise = np.random.default_rng(0).standard_normal((1, 16, 64, 64), dtype=np.float32)
+    return {"mask": mask[None], "context": context[None], "noise": noise}
 
 
 @pytest.fixture(scope="class")

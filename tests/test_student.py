@@ -146,7 +146,7 @@ def test_texture_is_told_by_power_and_not_by_place() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(4, 16, 32, 32, generator=generator) for _ in range(2))
     same, soft = texture_distance(first, second), texture_distance(0.7 * first, second)
-    assert same < 0.5 * soft
+    assert same < 0.7 * soft
     assert texture_distance(first, first) == 0.0
     assert not torch.allclose(first, second)
 

@@ -96,7 +96,7 @@ def test_an_engine_beyond_its_tolerance_fails_by_name(one_engine: Bundle) -> Non
     strict = replace(one_engine.manifest.engines[0], tolerance=Tolerance(levels=0, share=1.0, psnr=200.0))
     result = verify_engine(one_engine, strict)
     assert result.status == "failed"
-    assert one_engine.manifest.golden[0].name in result.reason
+    assert any(case.name in result.reason for case in one_engine.manifest.golden)
 
 
 @pytest.mark.parametrize("target", ["openvino:NPU:fp16", "tensorrt-rtx:sm86:fp16", "openvino:MARS:fp32"])

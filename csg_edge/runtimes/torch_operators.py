@@ -160,6 +160,8 @@ OPERATORS: dict[str, Operator] = {
         a.shape[attributes.get("start", 0) : attributes.get("end")], dtype=torch.int64, device=a.device
     ),
     "Sigmoid": _plain(lambda torch, a: torch.sigmoid(a)),
+    "HardSwish": _plain(lambda torch, a: torch.nn.functional.hardswish(a)),
+    "Relu": _plain(lambda torch, a: torch.relu(a)),
     "Slice": _slice,
     "Softmax": lambda torch, attributes, a: torch.softmax(a, dim=attributes.get("axis", -1)),
     "Split": _split,
