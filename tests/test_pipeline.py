@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from csg_edge.bundle import read_bundle
 from csg_edge.training import trajectories
 
 BUILD = Path(__file__).parents[1] / "export" / "build.py"
@@ -53,7 +54,7 @@ def test_a_recipe_leads_from_phantom_to_images(phantom_set: Path, tmp_path: Path
 
     phantom, bundle, out = tmp_path / "runs/tiny/phantom", tmp_path / "tiny", tmp_path / "images"
     assert json.loads(csg_edge("verify", bundle, "--json"))["passed"] is True
-    assert json.loads((tmp_path / "tiny-nano" / "manifest.json").read_text())["steps"] == [1]
+    assert read_bundle(tmp_path / "tiny-nano").manifest.steps == (1,)
     assert {path.name for path in bundle.glob("*.md")} == {"MODEL_CARD.md"}
     options = ("--mask", phantom / "masks", "--context", phantom / "contexts", "--bundle", bundle, "--steps", 2)
     record = json.loads(csg_edge("generate", *options, "--out", out, "--json"))
