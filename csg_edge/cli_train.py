@@ -167,6 +167,16 @@ def train_autoencoder(
     show_default=True,
     help="Weight of the difference in local power of the bands; 0.1 where images come out soft.",
 )
+@click.option(
+    "--critic",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    show_default=True,
+    help="Pull of a critic that tells the student's images from its teacher's, as a share of the regression's.",
+)
+@click.option(
+    "--init", type=FOLDER, default=None, help="Student of this teacher to train on.  [default: the teacher's weights]"
+)
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
 @click.option("--batch", default=16, show_default=True, help="Images per iteration.")
 @click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
@@ -175,8 +185,8 @@ def train_autoencoder(
 @precision_option
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
-    teacher_steps: int | None, steps: str, network: str, texture: float, iterations: int, batch: int,
-    learning_rate: float, seed: int, device: str, precision: str,
+    teacher_steps: int | None, steps: str, network: str, texture: float, critic: float, init: Path | None,
+    iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
 
@@ -190,7 +200,7 @@ def distill(
     from csg_edge.training.distil import distil
     from csg_edge.training.loop import LoopConfig
     from csg_edge.training.process import parse_steps
-    from csg_edge.training.student import start_student
+    from csg_edge.training.student import continue_student, start_student
     from csg_edge.training.teachers import load_teacher
     from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
@@ -198,13 +208,21 @@ def distill(
     arithmetic = choose_precision(precision, where)
     loop = LoopConfig(iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic)
     model = load_teacher(teacher, steps=teacher_steps)
+    if init is not None:
+        continue_student(init, model, steps=wanted)  # refused before hours of trajectories, not after
     folder = trajectories_in or out / "trajectories"
     config = TrajectoryConfig(data, trajectories, guidance, seed)
     finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)
     if finished:
         stored = Trajectories(folder, trajectories)
-        student, deviation = start_student(model, stored, network=network, steps=wanted, seed=seed)
-        finished = distil(student, stored, loop, deviation=deviation, texture=texture, out=out, device=where)
+        student, deviation = (
+            start_student(model, stored, network=network, steps=wanted, seed=seed)
+            if init is None
+            else continue_student(init, model, steps=wanted)
+        )
+        finished = distil(
+            student, stored, loop, deviation=deviation, texture=texture, critic_share=critic, out=out, device=where
+        )
     click.echo(
         f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
     )

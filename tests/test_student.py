@@ -17,12 +17,13 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
+from csg_edge.training.critic import Critic, critic_loss, pull
 from csg_edge.training.distil import distil, texture_distance
 from csg_edge.training.loop import LoopConfig
-from csg_edge.training.model import CsgModel
+from csg_edge.training.model import WEIGHTS, CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import mix
-from csg_edge.training.student import NETWORKS, kernel_friendly, start_student
+from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
@@ -197,3 +198,75 @@ def test_the_graph_holds_whole_weights_and_is_the_model(
 def test_shapes_that_do_not_exist(options: dict[str, object], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         replace(TINY, **options)
+
+
+class TestCritic:
+    def test_its_pull_is_a_share_of_the_regressions_and_worth_nothing(self) -> None:
+        torch.manual_seed(0)
+        critic, classes = Critic(4, 3), torch.rand(2, 3, 8, 8)
+        wanted, jump = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8, requires_grad=True)
+
+        def regression(made: torch.Tensor) -> torch.Tensor:
+            return (made - wanted).square().mean()
+
+        term = pull(critic, jump, wanted, classes, regression, 0.25)
+        assert term.item() == 0.0
+        (pulled,) = torch.autograd.grad(term, jump)
+        (anchored,) = torch.autograd.grad(regression(jump), jump)
+        assert torch.allclose(pulled.norm(), 0.25 * anchored.norm(), rtol=1e-4)
+        assert all(parameter.grad is None for parameter in critic.parameters())
+
+    def test_it_learns_to_tell_soft_latents_and_pulls_away_from_them(self) -> None:
+        torch.manual_seed(0)
+        critic, classes = Critic(4, 3), torch.zeros(8, 3, 16, 16)
+        optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
+        for iteration in range(60):
+            wanted = torch.randn(8, 4, 16, 16)
+            optimizer.zero_grad()
+            critic_loss(critic, 0.5 * wanted, wanted, classes, iteration=iteration).backward()
+            optimizer.step()
+        wanted = torch.randn(8, 4, 16, 16)
+        assert (critic(wanted, classes) - critic(0.5 * wanted, classes)).mean() > 0.5
+        jump = (0.5 * wanted).requires_grad_()
+        (pulled,) = torch.autograd.grad(
+            pull(critic, jump, wanted, classes, lambda made: (made - wanted).square().mean(), 1.0), jump
+        )
+        assert (pulled * wanted).sum() < 0.0  # a step against the gradient adds the power that is missing
+
+    def test_a_student_with_a_critic_is_resumed_bit_for_bit(
+        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
+    ) -> None:
+        def run(out: Path, iterations: int) -> bool:
+            student, _ = start_student(teacher, stored)
+            loop = replace(LOOP, iterations=iterations, decay=0.0)
+            return distil(student, stored, loop, critic_share=0.5, out=out, device=CPU)
+
+        assert run(tmp_path / "through", 6)
+        assert run(tmp_path / "resumed", 3)
+        assert run(tmp_path / "resumed", 6)
+        for name in ("checkpoint.safetensors", f"student/{WEIGHTS}"):
+            assert (tmp_path / "through" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+        assert not any(name.startswith("critic") for name in CsgModel.load(tmp_path / "resumed/student").state_dict())
+
+
+class TestInit:
+    def test_it_goes_on_where_the_earlier_student_stopped(
+        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
+    ) -> None:
+        distil(start_student(teacher, stored)[0], stored, LOOP, out=tmp_path, device=CPU)
+        earlier = CsgModel.load(tmp_path / "student")
+        student, deviation = continue_student(tmp_path / "student", teacher, steps=(1,))
+        assert (deviation, student.steps) == (1.0, (1,))
+        assert student.fingerprint() == earlier.fingerprint()
+
+    def test_what_is_no_student_of_this_teacher_is_refused(
+        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
+    ) -> None:
+        teacher.save(tmp_path / "teacher")
+        with pytest.raises(TrainingError, match="a teacher, not a student"):
+            continue_student(tmp_path / "teacher", teacher, steps=(1,))
+        student, _ = start_student(teacher, stored)
+        student.image_size = 2 * SIZE
+        student.save(tmp_path / "larger")
+        with pytest.raises(TrainingError, match="image size"):
+            continue_student(tmp_path / "larger", teacher, steps=(1,))

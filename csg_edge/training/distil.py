@@ -4,21 +4,24 @@ The student learns to jump from the noise to the clean end of its teacher's traj
 (the parametrisation of consistency models, Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation
 of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: on the straight line
 from the noise to its own first jump. Points of the teacher's curved trajectory instead made four steps far too
-contrasty. Nothing chases itself or an adversary: it cannot diverge.
+contrasty. Nothing chases itself: it cannot diverge. What a regression averages away can be asked for by texture and, on
+a leash, by a critic (`critic`).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
 from csg_edge.storage import write_json
+from csg_edge.training.critic import Critic, critic_loss, pull
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 from csg_edge.training.model import CsgModel
@@ -38,18 +41,33 @@ def distil(
     *,
     deviation: float = 1.0,
     texture: float = 0.0,
+    critic_share: float = 0.0,
     out: Path,
     device: torch.device,
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
     deviation: of the trajectories' latents, where the student's have 1. texture: weight of `texture_distance`, which
-    keeps the power that a regression would average away.
+    keeps the power that a regression would average away. critic_share: how strongly a critic pulls beside the
+    regression, as a share of its gradient; 0 for none.
     """
-    _check_same(out / "student.json", student, texture)
+    # Weights fit a network of any number of steps: only this tells a run's students apart.
+    _check_same(
+        out / "student.json",
+        {
+            "steps": student.steps, "network": student.network.config.to_json(), "texture": texture,
+            "critic": critic_share, "start": student.fingerprint(),
+        },
+    )  # fmt: skip
     student = student.to(device, memory_format=torch.channels_last)
     network, inner = student.network.train(), student.inner_timesteps
-    state = start(network, loop)
+    critic: Critic | None = None
+    trained: nn.Module = network
+    if critic_share:
+        torch.manual_seed(loop.seed)
+        critic = Critic(network.config.latent_channels, network.config.classes).to(device)
+        trained = nn.ModuleDict({"student": network, "critic": critic})
+    state = start(trained, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, loop)
@@ -70,14 +88,28 @@ def distil(
                     conditions = student.conditions(mask[chosen], context[chosen])
                     first = noise[chosen] - student.velocity(conditions)(noise[chosen], 1.0)
                 latent[chosen] = mix(first, noise[chosen], timestep[chosen])
-            velocity = network(latent, network.embed_time(timestep), student.conditions(mask, context))
+            conditions = student.conditions(mask, context)
+            velocity = network(latent, network.embed_time(timestep), conditions)
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
         wanted = clean / deviation
-        distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
-        return distance + texture * texture_distance(jump, wanted) if texture else distance
+
+        def regression(made: Tensor) -> Tensor:
+            distance = ((made - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+            return distance + texture * texture_distance(made, wanted) if texture else distance
+
+        total = regression(jump)
+        if critic is not None:
+            classes = conditions.class_maps[0]
+            with autocast(device, loop.precision):
+                total = total + pull(critic, jump, wanted, classes, regression, critic_share)
+                total = total + critic_loss(critic, jump, wanted, classes, iteration=iteration)
+        return total
 
     finished = fit(state, loss, loop, directory=out, label="distil")
-    network.load_state_dict(state.ema)
+    prefix = "student." if critic is not None else ""
+    network.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in state.ema.items() if name.startswith(prefix)}
+    )
     student.save(out / "student")
     return finished
 
@@ -93,9 +125,7 @@ def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
     return (first - second).abs().mean()
 
 
-def _check_same(path: Path, student: CsgModel, texture: float) -> None:
-    # Weights fit a network of any number of steps: only this tells them apart.
-    run = {"steps": student.steps, "network": student.network.config.to_json(), "texture": texture}
+def _check_same(path: Path, run: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(run))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

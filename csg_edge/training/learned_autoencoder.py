@@ -70,6 +70,11 @@ class LearnedAutoencoder(Autoencoder):
     def encode_unit(self, unit: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in -1..1 -> latent; three channels for a model of three only, as a coloured mask is."""
 
+    @property
+    def scale(self) -> float:
+        """What the module's own latents are multiplied by."""
+        return float(self.module.config.scaling_factor)
+
     def rescaled(self, deviation: float) -> LearnedAutoencoder:
         """A copy whose latents are this one's divided by `deviation`."""
         module = copy.deepcopy(self.module)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,30 @@ def start_student(
     with_norms = model(normalised).eval()
     freeze_norms(normalised, student.network, lambda: _visit(with_norms, trajectories, deviation, seed))
     return student, deviation
+
+
+def continue_student(folder: Path, teacher: Teacher, *, steps: tuple[int, ...]) -> tuple[CsgModel, float]:
+    """An earlier student of the same teacher's latents, to train on; the number as `start_student` gives it.
+
+    Raises TrainingError for a folder that is no student, or one of other latents, classes or image size.
+    """
+    earlier = CsgModel.load(folder)
+    if earlier.role != "student":
+        raise TrainingError(f"{folder}: a {earlier.role}, not a student; give the folder that distill wrote")
+    deviation = 1.0
+    if isinstance(earlier.autoencoder, LearnedAutoencoder) and isinstance(teacher.autoencoder, LearnedAutoencoder):
+        deviation = teacher.autoencoder.scale / earlier.autoencoder.scale
+    mine, theirs = earlier.autoencoder, teacher.autoencoder
+    same = (
+        earlier.schema == teacher.schema and earlier.image_size == teacher.image_size and type(mine) is type(theirs)
+        and (not isinstance(mine, BlockDct) or not isinstance(theirs, BlockDct) or mine.config == theirs.config)
+    )  # fmt: skip
+    if not same or earlier.latent_shape(1) != tuple(teacher.latent_shape(1)):
+        raise TrainingError(
+            f"{folder}: a student of other latents, classes or image size than this teacher's; leave out --init"
+        )
+    earlier.steps = steps
+    return earlier, deviation
 
 
 def take_over(network: CsgUNet, teacher: CsgUNet) -> None:
