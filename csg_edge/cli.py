@@ -17,7 +17,7 @@ from csg_edge.cli_build import build, need
 from csg_edge.cli_calibrate import calibrate
 from csg_edge.cli_data import pack
 from csg_edge.cli_options import seed_option
-from csg_edge.cli_train import distill, export, train, train_autoencoder
+from csg_edge.cli_train import distill, export, train, train_autoencoder, tune_int8
 from csg_edge.errors import CsgEdgeError
 from csg_edge.quality.commands import fit_evaluators, validate
 
@@ -278,6 +278,7 @@ main.add_command(pack)
 main.add_command(train)
 main.add_command(train_autoencoder)
 main.add_command(distill)
+main.add_command(tune_int8)
 main.add_command(export)
 main.add_command(build)
 main.add_command(calibrate)

@@ -206,7 +206,14 @@ def distill(
 
     where, wanted = choose_device(device), parse_steps(steps)
     arithmetic = choose_precision(precision, where)
-    loop = LoopConfig(iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed, precision=arithmetic)
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup=200 if init is None else 50,  # an optimiser without memory, but weights that know the way
+        seed=seed,
+        precision=arithmetic,
+    )
     model = load_teacher(teacher, steps=teacher_steps)
     if init is not None:
         continue_student(init, model, steps=wanted)  # refused before hours of trajectories, not after
@@ -223,6 +230,47 @@ def distill(
         finished = distil(
             student, stored, loop, deviation=deviation, texture=texture, critic_share=critic, out=out, device=where
         )
+    click.echo(
+        f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
+    )
+
+
+@click.command("tune-int8")
+@click.argument("student", type=FOLDER)
+@data_option
+@out_option
+@click.option("--iterations", default=300, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-5, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def tune_int8(
+    student: Path, data: tuple[Path, ...], out: Path, iterations: int, batch: int, learning_rate: float, seed: int,
+    device: str, precision: str,
+) -> None:  # fmt: skip
+    """Fine-tune a student to bear int8; run the same command again to resume. Writes OUT/student.
+
+    What it learns is to make its own images of before, with rounded weights and activations. For where `csg-edge
+    calibrate` says that int8 misses its quality by calibration alone; export and calibrate the student it writes.
+    """
+    _need_training()
+    from csg_edge.training import int8_tuning
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+    from csg_edge.training.model import CsgModel
+
+    where = choose_device(device)
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup=20,
+        ema=0.99,
+        seed=seed,
+        precision=choose_precision(precision, where),
+    )
+    finished = int8_tuning.tune_int8(CsgModel.load(student), list(data), loop, out=out, device=where)
     click.echo(
         f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
     )

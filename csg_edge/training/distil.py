@@ -52,7 +52,7 @@ def distil(
     regression, as a share of its gradient; 0 for none.
     """
     # Weights fit a network of any number of steps: only this tells a run's students apart.
-    _check_same(
+    check_same(
         out / "student.json",
         {
             "steps": student.steps, "network": student.network.config.to_json(), "texture": texture,
@@ -125,7 +125,8 @@ def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
     return (first - second).abs().mean()
 
 
-def _check_same(path: Path, run: dict[str, Any]) -> None:
+def check_same(path: Path, run: dict[str, Any]) -> None:
+    """Raise TrainingError unless the folder of `path` is new or of the same run; what the run is stays in `path`."""
     wanted = json.loads(json.dumps(run))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
