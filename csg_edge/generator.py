@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
 from csg_edge.noise import check_seed, noise_for
 from csg_edge.runtimes import Runtime, runtime_class
 from csg_edge.runtimes.base import Handle, Results
-from csg_edge.selection import Choice, candidates, golden_failure, identity, remembered, runnable, why_not
+from csg_edge.selection import Choice, candidates, failure_here, identity, remembered, rival_of, runnable, why_not
 
 Image = NDArray[np.uint8]
 Job = tuple[Image, Image, int]  # mask and context at the bundle's image size, seed
@@ -298,7 +299,8 @@ def load(
     """Open a bundle (a folder, or the name of a shipped one) on this machine.
 
     Among several engines that fit the options, the first in the bundle's order of preference is taken that this machine
-    can run and that makes its golden image here; `Generator.choice` says which and why. threads: a hint for CPUs.
+    can run and that makes its golden image here, int8 only if it is faster here than the next in 16 or 32 bits;
+    `Generator.choice` says which and why. threads: a hint for CPUs.
     cache: whether compiled engines and verdicts are kept for the next start, or the folder to keep them in.
 
     Raises BundleError for a missing or damaged bundle, InputError for an option the bundle does not offer,
@@ -323,7 +325,10 @@ def load(
             except (EngineError, RuntimeUnavailableError) as error:
                 passed_over.append(f"{engine.target}: {error}")
                 continue
-            failure = failure if known else golden_failure(opened, blobs)
+            if not known:
+                rival = rival_of(engine, found)
+                opener = None if rival is None else partial(open_engine, checked, rival, threads=threads, cache=blobs)
+                failure = failure_here(opened, blobs, opener)
             if not failure:
                 first = "the first in the bundle's order that runs here" if candidate.listed else "the portable graph"
                 when = "before" if known else "just now"

@@ -1,26 +1,32 @@
 """Which engine of a bundle: what was asked for, what this machine can run, what passed its golden case here.
 
 `auto` takes the first engine, in the bundle's order of preference, that runs here and makes the golden image. The
-order, not a stopwatch, decides: a noisy measurement would give other bytes on the next start. The golden case runs once
-for each engine, runtime version and machine, and the verdict is remembered in the user's cache folder.
+order, not a stopwatch, decides between 16 and 32 bits: a noisy measurement would give other bytes on the next start. An
+int8 engine, which stands where it does for its speed alone and has it on some processors only, is raced against the
+engine it would replace. This runs once for each engine, runtime version and machine, and the verdict is remembered in
+the user's cache folder.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from csg_edge.bundle import PRECISIONS, Bundle, Engine, Target
 from csg_edge.cache import BlobCache, key_of
-from csg_edge.errors import InputError
+from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
 from csg_edge.machine import processor
 from csg_edge.runtimes import RUNTIMES, runtime_class
 
 if TYPE_CHECKING:
     from csg_edge.generator import Generator
+
+RACE_ROUNDS = 9
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,55 @@ def remembered(bundle: Bundle, engine: Engine, cache: BlobCache | None) -> str |
     return None if note is None else str(note["failure"])
 
 
-def golden_failure(generator: Generator, cache: BlobCache | None) -> str:
-    """Run the first golden case and remember the verdict: empty if it passed, else what was wrong."""
+def rival_of(engine: Engine, found: list[Candidate]) -> Engine | None:
+    """For an int8 engine: the next one in 16 or 32 bits for the same runtime and device that runs here."""
+    target = Target.parse(engine.target)
+    if target.precision != "int8":
+        return None
+    for candidate in found:
+        other = Target.parse(candidate.engine.target)
+        same_place = (other.runtime, other.device) == (target.runtime, target.device)
+        if same_place and other.precision != "int8" and why_not(candidate.engine) is None:
+            return candidate.engine
+    return None
+
+
+def failure_here(generator: Generator, cache: BlobCache | None, rival: Callable[[], Generator] | None = None) -> str:
+    """Why an engine is not to be trusted here, remembered: empty if it makes the first golden image and beats `rival`.
+
+    rival: opens the engine that an int8 engine has to be faster than.
+    """
+    failure = golden_failure(generator)
+    if not failure and rival is not None:
+        with suppress(EngineError, RuntimeUnavailableError), rival() as other:  # one that does not open is no rival
+            failure = slower_here(generator, other)
+    if cache is not None:
+        key = _verdict_key(generator.bundle, generator.engine)
+        cache.store_note(key, {"target": generator.engine.target, "failure": failure})
+    return failure
+
+
+def slower_here(generator: Generator, rival: Generator) -> str:
+    """Empty if an engine's quickest image of RACE_ROUNDS, made in turns with a rival, is quicker than the rival's."""
+    from csg_edge.verify import read_case
+
+    case = generator.bundle.manifest.golden[0]
+    mask, context, _ = read_case(generator.bundle, case, generator.engine.steps)
+    quickest = {generator: float("inf"), rival: float("inf")}
+    for lap in range(RACE_ROUNDS + 1):
+        for one in quickest:
+            start = time.perf_counter()
+            one.generate_one(mask, context, case.seed)
+            if lap:  # the first warms up
+                quickest[one] = min(quickest[one], 1e3 * (time.perf_counter() - start))
+    mine, theirs = quickest.values()
+    if mine < theirs:
+        return ""
+    return f"no faster here than {rival.engine.target} ({mine:.1f} ms against {theirs:.1f} ms)"
+
+
+def golden_failure(generator: Generator) -> str:
+    """Run the first golden case: empty if it passed, else what was wrong."""
     from csg_edge.verify import Difference, read_case, within
 
     bundle, engine = generator.bundle, generator.engine
@@ -134,15 +187,12 @@ def golden_failure(generator: Generator, cache: BlobCache | None) -> str:
     mask, context, expected = read_case(bundle, case, engine.steps)
     image = generator.generate_one(mask, context, case.seed)
     found = Difference.between(image, expected)
-    failure = ""
-    if not within(image, expected, engine.tolerance, psnr=found.psnr):
-        failure = (
-            f"fails golden case {case.name} here ({found.max_levels} grey levels off, PSNR {found.psnr:.1f} dB); "
-            "see csg-edge verify"
-        )
-    if cache is not None:
-        cache.store_note(_verdict_key(bundle, engine), {"target": engine.target, "failure": failure})
-    return failure
+    if within(image, expected, engine.tolerance, psnr=found.psnr):
+        return ""
+    return (
+        f"fails golden case {case.name} here ({found.max_levels} grey levels off, PSNR {found.psnr:.1f} dB); "
+        "see csg-edge verify"
+    )
 
 
 def _verdict_key(bundle: Bundle, engine: Engine) -> str:

@@ -300,6 +300,32 @@ class TestChoice:
         with self.choose(bundle_copy, tmp_path, runtime="openvino", precision="fp32") as generator:
             assert str(generator.choice) == f"{strict.target}: as asked for"  # no choice, no check
 
+    @pytest.mark.parametrize(("factor", "wins"), [(0.5, True), (2.0, False)])
+    def test_int8_is_taken_only_where_it_is_faster(
+        self, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, wins: bool
+    ) -> None:
+        manifest = read_manifest(bundle_copy / MANIFEST_NAME)
+        (fp32,) = (e for e in manifest.engines if e.steps == 1 and e.target == "onnxruntime:CPU:fp32")
+        eight = replace(fp32, target="onnxruntime:CPU:int8")  # what it computes in is not asked
+        write_manifest(bundle_copy, replace(manifest, engines=(eight, fp32)))
+        clock, generate_one = [0.0], csg_edge.Generator.generate_one
+
+        def timed(generator: csg_edge.Generator, *arguments: Any) -> Any:
+            clock[0] += factor if generator.engine.target == eight.target else 1.0
+            return generate_one(generator, *arguments)
+
+        monkeypatch.setattr(csg_edge.Generator, "generate_one", timed)
+        monkeypatch.setattr("csg_edge.selection.time.perf_counter", lambda: clock[0])
+        for when in ("just now", "before"):
+            with self.choose(bundle_copy, tmp_path) as generator:
+                taken = eight if wins else fp32
+                assert generator.engine.target == taken.target
+                if wins:
+                    assert str(generator.choice).endswith(when)
+                else:
+                    (text,) = generator.choice.passed_over
+                    assert text == f"{eight.target}: no faster here than {fp32.target} (2000.0 ms against 1000.0 ms)"
+
     def test_no_golden_cases_no_trust(self, bundle_copy: Path, tmp_path: Path) -> None:
         manifest = read_manifest(bundle_copy / MANIFEST_NAME)
         write_manifest(bundle_copy, replace(manifest, golden=()))

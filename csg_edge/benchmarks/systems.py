@@ -52,7 +52,7 @@ class EngineSystem:
         self.generator = open_engine(checked, find_engine(checked, target, steps), threads=threads, cache=BlobCache())
         self.library = len(masks)
         self._masks, self._contexts, self._seed = masks, contexts, seed
-        if failure := golden_failure(self.generator, None):
+        if failure := golden_failure(self.generator):
             self.generator.close()
             raise EngineError(f"{target}: {failure}; it is not timed")
 
