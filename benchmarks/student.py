@@ -7,6 +7,10 @@ Every held-out mask once for each of three seeds, with a context of another grou
 teacher makes the same cases from the same noise. Writes `benchmarks/results/student.json`: figures per seed, with
 intervals resampled by group, their means, and two sets of gates. A sheet of real images, teacher and students side by
 side is not to be committed.
+
+    python benchmarks/student.py --table
+
+prints the record's tables, as they stand in README.md, docs/student.md and the model cards.
 """
 
 from __future__ import annotations
@@ -43,25 +47,41 @@ LIMITS = {
 }  # fmt: skip
 """Ratios to the teacher; for two-sample accuracy and Dice a distance, to the teacher and to real images."""
 COLUMNS = 8
+ROWS = {
+    "kid": ("KID over groups", 3),
+    "kid_joint": ("KID of images with their masks", 3),
+    "two_sample_features": ("told apart from real by features (0.5 is ideal)", 3),
+    "dice": ("Dice of an independent segmenter", 3),
+    "spectrum_gap": ("gap of the radial spectrum, nats", 3),
+    "style_error": ("style error against the context", 3),
+    "diversity": ("difference between seeds, in features", 3),
+    "context_hit_rate": ("own context nearer in style than another of its set", 3),
+    "nearer_to_own_context_than_to_most": ("own context nearer than most", 3),
+    "memorisation_copies": ("images unusually near a training image (0.05 is expected)", 3),
+}
 
 
 def main() -> None:
     """Measure and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the tables of the record and do nothing else")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--bundle", action="append", required=True, help="may be repeated")
+    parser.add_argument("--bundle", action="append", default=[], help="may be repeated")
     parser.add_argument("--target", default="openvino:CPU:bf16", help="engine of the bundles")
-    parser.add_argument(
-        "--images", type=Path, required=True, help="folder where images are kept, so that a run goes on"
-    )
+    parser.add_argument("--images", type=Path, help="folder where images are kept, so that a run goes on")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/student.json"))
     parser.add_argument(
         "--no-pixels", action="store_true", help="leave out the two-sample test that is trained on pixels"
     )
     parser.add_argument("--sheet", type=Path, help="never commit it")
     arguments = parser.parse_args()
+    if arguments.table:
+        print("\n\n".join(tables(json.loads(arguments.out.read_text()))))
+        return
+    if None in (arguments.data, arguments.teacher, arguments.images) or not arguments.bundle:
+        parser.error("give --data, --teacher, --images and --bundle")
 
     real = read_real([arguments.data], MSK_SCHEMA, size=256)
     yardstick = Yardstick.prepare(real, load_evaluators(schema=MSK_SCHEMA), seed=0)
@@ -171,6 +191,30 @@ def judge(
         low, high = centre - reach, centre + reach
         gates[name] = {"value": found[name], "at_least": low, "at_most": high, "holds": low <= found[name] <= high}
     return gates
+
+
+def tables(record: dict[str, Any]) -> list[str]:
+    """One Markdown table a bundle: its steps beside real images and the teacher; bold within its gates."""
+    found = []
+    for bundle in dict.fromkeys(title.split(",")[0] for title in record["students"]):
+        mine = {title: row for title, row in record["students"].items() if title.split(",")[0] == bundle}
+        steps = [title.split(", ")[1] for title in mine]
+        lines = [
+            f"{bundle}:",
+            "",
+            f"| | real against real | teacher, 11 evaluations | {' | '.join(steps)} |",
+            "|---" * (3 + len(steps)) + "|",
+        ]
+        for name, (label, digits) in ROWS.items():
+            real = record["real against real"].get(name)
+            cells = ["" if real is None else f"{real:.2f}", f"{record['teacher']['mean'][name]:.{digits}f}"]
+            for title, row in mine.items():
+                gate = row["gates"]["one step" if title.endswith(", 1 step") else "design"].get(name)
+                text = f"{row['mean'][name]:.{digits}f}"
+                cells.append(text if gate is None else f"**{text}**" if gate["holds"] else f"{text} (misses)")
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        found.append("\n".join(lines))
+    return found
 
 
 def row(samples: Samples) -> np.ndarray:
