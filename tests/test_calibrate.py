@@ -155,8 +155,11 @@ def test_calibration_from_end_to_end(bundle: Path, data: Path, tmp_path: Path) -
             assert engine.state == "verified"
             assert engine.report["calibration"]["speed_up"] >= 1.15
             runtime = engine.target.split(":")[0]
-            with csg_edge.load(out, runtime=runtime) as generator:  # auto: int8 stands first
-                assert generator.engine.target == engine.target
+            with csg_edge.load(out, runtime=runtime) as generator:  # auto: int8 stands first, and is raced
+                assert generator.engine.target == engine.target or "no faster here" in str(generator.choice)
+    (pair,) = found["agreement"]
+    assert {pair["first"], pair["second"]} == {"openvino:CPU:int8", ORT}
+    assert 0.0 < pair["apart"] <= pair["first_to_fp32"] + pair["second_to_fp32"]
     work = {path: path.stat().st_mtime_ns for path in (report / "work").rglob("*") if path.is_file()}
     again = run(bundle, data, report, *options, "--out", str(tmp_path / "again"))
     assert again.exit_code in (0, 1), again.stderr

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from csg_edge.bundle import Bundle, Engine, Target
 from csg_edge.calibration import report as reporting
@@ -63,6 +66,18 @@ class Row:
     verdict: str
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far two int8 engines are apart, beside how far each is from fp32: root mean squares in grey levels."""
+
+    steps: int
+    first: str
+    second: str
+    apart: float
+    first_to_fp32: float
+    second_to_fp32: float
+
+
 @dataclass
 class Outcome:
     """Everything a calibration found."""
@@ -73,6 +88,7 @@ class Outcome:
     chosen: list[Attempt] = field(default_factory=list)  # one a target and number of steps: the one passed, or the best
     rankings: dict[int, tuple[Sensitivity, ...]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -159,6 +175,7 @@ def _calibrate_steps(shop: Workshop, settings: Settings, judge: Judge, steps: in
     student = judge.look(_student_images(shop, judge, steps))
     figures = judge.measure(student)
     measured: dict[str, Row] = {}
+    made: dict[str, Image] = {}
     for target in settings.targets:
         found = None
         for attempt in search(shop, judge, target, ranking, student, figures, steps):
@@ -166,12 +183,25 @@ def _calibrate_steps(shop: Workshop, settings: Settings, judge: Judge, steps: in
             found = attempt if found is None or attempt.passed else found
         assert found is not None
         outcome.chosen.append(found)
+        made[found.target] = found.images
         if shop.here(target):
             for row in _baseline_rows(shop, judge, target, found, student, figures, steps):
                 measured.setdefault(row.target, row)
         verdict = "passed" if found.passed else "failed: " + ", ".join(g.name for g in found.gates if not g.passed)
         measured[found.target] = Row(found.target, steps, found.artefact.size, found.timing, found.quality, verdict)
     outcome.rows += measured.values()
+    for first, second in combinations(made, 2):
+        outcome.agreements.append(
+            Agreement(
+                steps, first, second, root_mean_square(made[first], made[second]),
+                *(root_mean_square(made[name], student.samples.images) for name in (first, second)),
+            )
+        )  # fmt: skip
+
+
+def root_mean_square(images: Image, others: Image) -> float:
+    """Of the differences of two stacks of images, in grey levels."""
+    return float(np.sqrt(np.mean(np.square(images.astype(np.float32) - others.astype(np.float32)))))
 
 
 def _rank(shop: Workshop, steps: int) -> tuple[Sensitivity, ...]:

@@ -50,6 +50,7 @@ def to_json(outcome: Outcome, settings: Settings, bundle: Bundle) -> dict[str, A
         "recipe": asdict(settings.recipe),
         "passed": outcome.passed,
         "engines": [_row_json(row) for row in outcome.rows],
+        "agreement": [asdict(pair) for pair in outcome.agreements],
         "attempts": [_attempt_json(attempt) for attempt in outcome.attempts],
     }
 
@@ -93,6 +94,20 @@ def _page(outcome: Outcome, settings: Settings, bundle: Bundle) -> list[str]:
             f"{attempt.precision}:",
             *(f"    - {gate_line(attempt.steps, gate)}" for gate in attempt.gates),
         ]
+    if outcome.agreements:
+        lines += [
+            "",
+            "## Agreement of the int8 engines",
+            "",
+            "Root mean square of the differences, in grey levels.",
+            "",
+        ]
+        lines += ["| steps | engines | apart | first to fp32 | second to fp32 |", "|---|---|---|---|---|"]
+    for pair in outcome.agreements:
+        lines.append(
+            f"| {pair.steps} | {pair.first}, {pair.second} | {pair.apart:.2f} | {pair.first_to_fp32:.2f} "
+            f"| {pair.second_to_fp32:.2f} |"
+        )
     for steps in outcome.rankings:
         lines += ["", f"![error that each layer alone makes, steps {steps}](sensitivity-steps-{steps}.png)"]
     return lines

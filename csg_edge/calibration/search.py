@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class Attempt:
     golden: Difference
     precision: str
     artefact: Artefact
+    images: Image = field(repr=False)
 
     @property
     def timing(self) -> Timing | None:
@@ -102,7 +103,7 @@ def _attempt(
         gates.append(judge_speed(str(target), timings[str(target)], best, timings[best]))
     quality = judge.measure(judge.look(images), student)
     gates += judge_quality(str(target), quality, figures, golden.psnr)
-    return Attempt(str(target), steps, kept, tuple(gates), timings, best, quality, golden, precision, artefact)
+    return Attempt(str(target), steps, kept, tuple(gates), timings, best, quality, golden, precision, artefact, images)
 
 
 def baselines(bundle: Bundle, target: Target, steps: int) -> list[Engine]:
