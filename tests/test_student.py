@@ -18,11 +18,11 @@ from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.critic import Critic, critic_loss, pull
-from csg_edge.training.distil import distil, texture_distance
+from csg_edge.training.distil import distil, texture_distance, walk
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
-from csg_edge.training.process import mix
+from csg_edge.training.process import STUDENT_TIMESTEPS, euler, mix
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
@@ -198,6 +198,21 @@ def test_the_graph_holds_whole_weights_and_is_the_model(
 def test_shapes_that_do_not_exist(options: dict[str, object], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         replace(TINY, **options)
+
+
+def test_later_steps_are_learned_where_the_student_itself_stands(teacher: CsgModel, stored: Trajectories) -> None:
+    student, _ = start_student(teacher, stored)
+    assert student.inner_places == ((2, 1), (4, 1), (4, 2), (4, 3))
+    noise, _, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(5)), strict=True))
+    latent, timestep = walk(student, noise, mask, context, [(1, 0), *student.inner_places])
+    assert timestep.tolist() == pytest.approx([1.0, 0.5, 5 / 6, 0.5, 1 / 6])
+    assert torch.equal(latent[0], noise[0])
+    for row, (count, taken) in enumerate(student.inner_places, 1):
+        one = slice(row, row + 1)
+        with torch.no_grad():
+            velocity = student.velocity(student.conditions(mask[one], context[one]))
+            wanted = euler(velocity, noise[one], STUDENT_TIMESTEPS[count][: taken + 1])
+        assert torch.allclose(latent[one], wanted, atol=1e-4)
 
 
 class TestCritic:

@@ -2,15 +2,16 @@
 
 The student learns to jump from the noise to the clean end of its teacher's trajectory, f(z_t, t) = z_t - t v(z_t, t)
 (the parametrisation of consistency models, Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation
-of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: on the straight line
-from the noise to its own first jump. Points of the teacher's curved trajectory instead made four steps far too
-contrasty. Nothing chases itself: it cannot diverge. What a regression averages away can be asked for by texture and, on
-a leash, by a critic (`critic`).
+of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: where its own steps
+have taken it from the noise. Points of the teacher's curved trajectory instead made four steps far too contrasty, and
+points towards its first jump alone left four steps no better than two. Nothing chases itself: it cannot diverge. What a
+regression averages away can be asked for by texture and, on a leash, by a critic (`critic`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from csg_edge.training.critic import Critic, critic_loss, pull
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 from csg_edge.training.model import CsgModel
-from csg_edge.training.process import mix
+from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
@@ -60,7 +61,7 @@ def distil(
         },
     )  # fmt: skip
     student = student.to(device, memory_format=torch.channels_last)
-    network, inner = student.network.train(), student.inner_timesteps
+    network, places = student.network.train(), student.inner_places
     critic: Critic | None = None
     trained: nn.Module = network
     if critic_share:
@@ -77,17 +78,12 @@ def distil(
         rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
         noise, clean, mask, context = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
         # Half of the draws at pure noise, where one-step students live.
-        later = (random.random(loop.batch) < 0.5) & bool(inner)
-        drawn = np.where(later, random.choice(inner or (1.0,), loop.batch), 1.0)
-        timestep = torch.tensor(drawn, dtype=torch.float32, device=device)
+        later = (random.random(loop.batch) < 0.5) & bool(places)
+        drawn = [places[index] if chosen else (1, 0) for chosen, index in zip(
+            later, random.integers(max(len(places), 1), size=loop.batch), strict=True
+        )]  # fmt: skip
         with autocast(device, loop.precision):
-            latent = noise.clone()
-            if later.any():
-                chosen = torch.from_numpy(later).to(device)
-                with torch.no_grad():
-                    conditions = student.conditions(mask[chosen], context[chosen])
-                    first = noise[chosen] - student.velocity(conditions)(noise[chosen], 1.0)
-                latent[chosen] = mix(first, noise[chosen], timestep[chosen])
+            latent, timestep = walk(student, noise, mask, context, drawn)
             conditions = student.conditions(mask, context)
             velocity = network(latent, network.embed_time(timestep), conditions)
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
@@ -112,6 +108,29 @@ def distil(
     )
     student.save(out / "student")
     return finished
+
+
+@torch.no_grad()
+def walk(
+    student: CsgModel, noise: Tensor, mask: Tensor, context: Tensor, places: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Where a few-step student stands: (B, C, h, w) latents and (B,) timesteps.
+
+    places: for each image the number of steps of a student and how many of them it has taken, by its own evaluations.
+    """
+    latent, network = noise.clone(), student.network
+    timesteps = [STUDENT_TIMESTEPS[count] for count, _ in places]
+    for done in range(max(taken for _, taken in places)):
+        rows = [row for row, (_, taken) in enumerate(places) if taken > done]
+        chosen = torch.tensor(rows, device=noise.device)
+        now, then = (
+            torch.tensor([timesteps[row][index] for row in rows], device=noise.device) for index in (done, done + 1)
+        )
+        conditions = student.conditions(mask[chosen], context[chosen])
+        velocity = network(latent[chosen], network.embed_time(now), conditions).float()
+        latent[chosen] += (then - now).view(-1, 1, 1, 1) * velocity
+    reached = [row[taken] for row, (_, taken) in zip(timesteps, places, strict=True)]
+    return latent, torch.tensor(reached, dtype=torch.float32, device=noise.device)
 
 
 def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:

@@ -21,11 +21,10 @@ from torch.func import functional_call
 from csg_edge.errors import TrainingError
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
-from csg_edge.training.distil import LOSS_FLOOR, check_same
+from csg_edge.training.distil import LOSS_FLOOR, check_same, walk
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions, CsgUNet
-from csg_edge.training.process import mix
 
 LEVELS = 127  # each side of zero: symmetric, as every runtime family takes it
 DROPOUT = 0.1
@@ -94,7 +93,7 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
     check_same(out / "student.json", run)
     student = student.to(device, memory_format=torch.channels_last)
     frozen = copy.deepcopy(student).eval()
-    network, inner = student.network.train(), student.inner_timesteps
+    network, places = student.network.train(), student.inner_places
     state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -106,15 +105,13 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
         mask, context = batch.mask.to(device), batch.context.to(device)
         noise = torch.randn(student.latent_shape(len(mask)), generator=seeded(loop.seed, iteration)).to(device)
         random = np.random.default_rng([loop.seed, iteration])
-        timestep = 1.0 if not inner or random.random() < 0.5 else float(random.choice(inner))
+        later = bool(places) and random.random() < 0.5
+        place = places[int(random.integers(len(places)))] if later else (1, 0)
         with autocast(device, loop.precision):
+            latent, reached = walk(frozen, noise, mask, context, [place] * len(noise))
+            timestep = reached[0].item()
             with torch.no_grad():
-                given = frozen.conditions(mask, context)
-                velocity = frozen.velocity(given)
-                latent, wanted = noise, noise - velocity(noise, 1.0)
-                if timestep < 1.0:
-                    latent = mix(wanted, noise, torch.full((len(noise),), timestep, device=device))
-                    wanted = latent - timestep * velocity(latent, timestep)
+                wanted = latent - timestep * frozen.velocity(frozen.conditions(mask, context))(latent, timestep)
             made = latent - timestep * int8_velocity(network, latent, timestep, student.conditions(mask, context))
         return ((made - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
 

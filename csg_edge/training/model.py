@@ -75,6 +75,11 @@ class CsgModel(nn.Module):
         """Timesteps of a student's evaluations after the first, for any of its numbers of steps, from high to low."""
         return tuple(sorted({t for count in self.steps for t in STUDENT_TIMESTEPS[count][1:-1]}, reverse=True))
 
+    @property
+    def inner_places(self) -> tuple[tuple[int, int], ...]:
+        """The same places as (number of steps, how many of them are taken): two ways may cross at one timestep."""
+        return tuple((count, taken) for count in self.steps for taken in range(1, count))
+
     def conditions(self, mask: Tensor, context: Tensor) -> Conditions:
         """(B, H, W) uint8 mask (255: no mask) and context (all zeros: no context)."""
         classes = one_hot(mask, self.network.config.classes)
