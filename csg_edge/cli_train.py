@@ -168,13 +168,6 @@ def train_autoencoder(
     help="Weight of the difference in local power of the bands; 0.1 where images come out soft.",
 )
 @click.option(
-    "--critic",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
-    show_default=True,
-    help="Pull of a critic that tells the student's images from its teacher's, as a share of the regression's.",
-)
-@click.option(
     "--init", type=FOLDER, default=None, help="Student of this teacher to train on.  [default: the teacher's weights]"
 )
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
@@ -185,7 +178,7 @@ def train_autoencoder(
 @precision_option
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
-    teacher_steps: int | None, steps: str, network: str, texture: float, critic: float, init: Path | None,
+    teacher_steps: int | None, steps: str, network: str, texture: float, init: Path | None,
     iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
@@ -227,9 +220,7 @@ def distill(
             if init is None
             else continue_student(init, model, steps=wanted)
         )
-        finished = distil(
-            student, stored, loop, deviation=deviation, texture=texture, critic_share=critic, out=out, device=where
-        )
+        finished = distil(student, stored, loop, deviation=deviation, texture=texture, out=out, device=where)
     click.echo(
         f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
     )

@@ -17,10 +17,9 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
-from csg_edge.training.critic import Critic, critic_loss, pull
 from csg_edge.training.distil import distil, texture_distance, walk
 from csg_edge.training.loop import LoopConfig
-from csg_edge.training.model import WEIGHTS, CsgModel
+from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler, mix
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
@@ -213,55 +212,6 @@ def test_later_steps_are_learned_where_the_student_itself_stands(teacher: CsgMod
             velocity = student.velocity(student.conditions(mask[one], context[one]))
             wanted = euler(velocity, noise[one], STUDENT_TIMESTEPS[count][: taken + 1])
         assert torch.allclose(latent[one], wanted, atol=1e-4)
-
-
-class TestCritic:
-    def test_its_pull_is_a_share_of_the_regressions_and_worth_nothing(self) -> None:
-        torch.manual_seed(0)
-        critic, classes = Critic(4, 3), torch.rand(2, 3, 8, 8)
-        wanted, jump = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8, requires_grad=True)
-
-        def regression(made: torch.Tensor) -> torch.Tensor:
-            return (made - wanted).square().mean()
-
-        term = pull(critic, jump, wanted, classes, regression, 0.25)
-        assert term.item() == 0.0
-        (pulled,) = torch.autograd.grad(term, jump)
-        (anchored,) = torch.autograd.grad(regression(jump), jump)
-        assert torch.allclose(pulled.norm(), 0.25 * anchored.norm(), rtol=1e-4)
-        assert all(parameter.grad is None for parameter in critic.parameters())
-
-    def test_it_learns_to_tell_soft_latents_and_pulls_away_from_them(self) -> None:
-        torch.manual_seed(0)
-        critic, classes = Critic(4, 3), torch.zeros(8, 3, 16, 16)
-        optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
-        for iteration in range(60):
-            wanted = torch.randn(8, 4, 16, 16)
-            optimizer.zero_grad()
-            critic_loss(critic, 0.5 * wanted, wanted, classes, iteration=iteration).backward()
-            optimizer.step()
-        wanted = torch.randn(8, 4, 16, 16)
-        assert (critic(wanted, classes) - critic(0.5 * wanted, classes)).mean() > 0.5
-        jump = (0.5 * wanted).requires_grad_()
-        (pulled,) = torch.autograd.grad(
-            pull(critic, jump, wanted, classes, lambda made: (made - wanted).square().mean(), 1.0), jump
-        )
-        assert (pulled * wanted).sum() < 0.0  # a step against the gradient adds the power that is missing
-
-    def test_a_student_with_a_critic_is_resumed_bit_for_bit(
-        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
-    ) -> None:
-        def run(out: Path, iterations: int) -> bool:
-            student, _ = start_student(teacher, stored)
-            loop = replace(LOOP, iterations=iterations, decay=0.0)
-            return distil(student, stored, loop, critic_share=0.5, out=out, device=CPU)
-
-        assert run(tmp_path / "through", 6)
-        assert run(tmp_path / "resumed", 3)
-        assert run(tmp_path / "resumed", 6)
-        for name in ("checkpoint.safetensors", f"student/{WEIGHTS}"):
-            assert (tmp_path / "through" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
-        assert not any(name.startswith("critic") for name in CsgModel.load(tmp_path / "resumed/student").state_dict())
 
 
 class TestInit:

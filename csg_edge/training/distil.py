@@ -4,8 +4,8 @@ The student learns to jump from the noise to the clean end of its teacher's traj
 (the parametrisation of consistency models, Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation
 of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: where its own steps
 have taken it from the noise. Points of the teacher's curved trajectory instead made four steps far too contrasty, and
-points towards its first jump alone left four steps no better than two. Nothing chases itself: it cannot diverge. What a
-regression averages away can be asked for by texture and, on a leash, by a critic (`critic`).
+points towards its first jump alone left four steps no better than two. Nothing chases itself or an adversary: it cannot
+diverge.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from csg_edge.errors import TrainingError
 from csg_edge.storage import write_json
-from csg_edge.training.critic import Critic, critic_loss, pull
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 from csg_edge.training.model import CsgModel
@@ -42,33 +41,20 @@ def distil(
     *,
     deviation: float = 1.0,
     texture: float = 0.0,
-    critic_share: float = 0.0,
     out: Path,
     device: torch.device,
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
     deviation: of the trajectories' latents, where the student's have 1. texture: weight of `texture_distance`, which
-    keeps the power that a regression would average away. critic_share: how strongly a critic pulls beside the
-    regression, as a share of its gradient; 0 for none.
+    keeps the power that a regression would average away.
     """
     # Weights fit a network of any number of steps: only this tells a run's students apart.
-    check_same(
-        out / "student.json",
-        {
-            "steps": student.steps, "network": student.network.config.to_json(), "texture": texture,
-            "critic": critic_share, "start": student.fingerprint(),
-        },
-    )  # fmt: skip
+    run = {"steps": student.steps, "network": student.network.config.to_json(), "texture": texture}
+    check_same(out / "student.json", {**run, "start": student.fingerprint()})
     student = student.to(device, memory_format=torch.channels_last)
     network, places = student.network.train(), student.inner_places
-    critic: Critic | None = None
-    trained: nn.Module = network
-    if critic_share:
-        torch.manual_seed(loop.seed)
-        critic = Critic(network.config.latent_channels, network.config.classes).to(device)
-        trained = nn.ModuleDict({"student": network, "critic": critic})
-    state = start(trained, loop)
+    state = start(network, loop)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, loop)
@@ -84,28 +70,14 @@ def distil(
         )]  # fmt: skip
         with autocast(device, loop.precision):
             latent, timestep = walk(student, noise, mask, context, drawn)
-            conditions = student.conditions(mask, context)
-            velocity = network(latent, network.embed_time(timestep), conditions)
+            velocity = network(latent, network.embed_time(timestep), student.conditions(mask, context))
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
         wanted = clean / deviation
-
-        def regression(made: Tensor) -> Tensor:
-            distance = ((made - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
-            return distance + texture * texture_distance(made, wanted) if texture else distance
-
-        total = regression(jump)
-        if critic is not None:
-            classes = conditions.class_maps[0]
-            with autocast(device, loop.precision):
-                total = total + pull(critic, jump, wanted, classes, regression, critic_share)
-                total = total + critic_loss(critic, jump, wanted, classes, iteration=iteration)
-        return total
+        distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+        return distance + texture * texture_distance(jump, wanted) if texture else distance
 
     finished = fit(state, loss, loop, directory=out, label="distil")
-    prefix = "student." if critic is not None else ""
-    network.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in state.ema.items() if name.startswith(prefix)}
-    )
+    network.load_state_dict(state.ema)
     student.save(out / "student")
     return finished
 
