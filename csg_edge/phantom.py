@@ -225,13 +225,18 @@ def write_phantoms(directory: str | os.PathLike[str], *, count: int, seed: int, 
             writer.writerows(rows)
 
 
+def split_of(index: int) -> str:
+    """The split of the image with that number in a written folder."""
+    return "val" if index // IMAGES_PER_GROUP % 5 == 1 else "train"
+
+
 def _write_one(folder: Path, index: int, *, seed: int, size: int) -> dict[str, object]:
     group = index // IMAGES_PER_GROUP
     own, context = (int(s) for s in random_stream(seed, Purpose.FOLDER, 0, index).integers(2**32, size=2))
     look = int(random_stream(seed, Purpose.FOLDER, 1, group).integers(2**32))
     phantom = make_phantom(own, size=size, appearance_seed=look)
     other = make_phantom(context, size=size, appearance_seed=look)
-    name, scene, split = f"{index:06d}", phantom.geometry.scene, "val" if group % 5 == 1 else "train"
+    name, scene, split = f"{index:06d}", phantom.geometry.scene, split_of(index)
     for kind, picture in (("images", phantom.image), ("masks", phantom.mask), ("contexts", other.image)):
         (folder / kind / f"{name}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     return {"name": name, "scene": scene, "seed": own, "appearance_seed": look, "group": look, "split": split}

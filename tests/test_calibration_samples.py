@@ -19,6 +19,7 @@ from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.layouts import open_folder
 from csg_edge.noise import noise_for
+from csg_edge.phantom import split_of
 
 
 @pytest.fixture(scope="session")
@@ -152,3 +153,21 @@ def regroup(folder: Path, change: Callable[[dict[str, str]], dict[str, str]]) ->
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+class TestCommittedList:
+    """`calibration/msk-256.csv`, by which the shipped int8 engines were made."""
+
+    path = Path(__file__).parents[1] / "calibration" / "msk-256.csv"
+
+    def test_it_is_the_one_in_the_bundle_and_its_phantoms_are_of_train_groups(self, shipped: Path) -> None:
+        assert self.path.read_bytes() == (shipped / "calibration" / "samples.csv").read_bytes()
+        samples = read_list(self.path, count=300)
+        phantoms = [sample for sample in samples if sample.set == "phantom"]
+        assert len(phantoms) == 100
+        assert {split_of(int(name)) for sample in phantoms for name in (sample.image, sample.context)} == {"train"}
+
+    def test_its_real_images_are_of_train_groups(self, real_data: Path, manifest: Manifest) -> None:
+        samples = [sample for sample in read_list(self.path, count=300) if sample.set != "phantom"]
+        assert len(samples) == 200
+        assert len(read_samples([real_data], samples, manifest)) == 200  # refuses others by id
