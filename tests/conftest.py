@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from csg_edge.bundle import find_bundle
+from csg_edge.bundle import MANIFEST_NAME, find_bundle, read_manifest, write_manifest
 from csg_edge.phantom import write_phantoms
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -42,6 +43,21 @@ def shipped() -> Path:
 def bundle_copy(shipped: Path, tmp_path: Path) -> Path:
     """A copy of the shipped bundle, for damaging."""
     return Path(shutil.copytree(shipped, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def plain_copy(bundle_copy: Path) -> Path:
+    """A copy of the shipped bundle as `csg-edge export` wrote it, without the engines of a calibration."""
+    manifest = read_manifest(bundle_copy / MANIFEST_NAME)
+    engines = tuple(engine for engine in manifest.engines if not engine.target.endswith("int8"))
+    graphs = tuple(graph for graph in manifest.graphs if graph.precision != "int8")
+    for name in ("engines", "calibration"):
+        shutil.rmtree(bundle_copy / name)
+    for graph in manifest.graphs:
+        if graph not in graphs:
+            (bundle_copy / graph.file).unlink()
+    write_manifest(bundle_copy, replace(manifest, engines=engines, graphs=graphs))
+    return bundle_copy
 
 
 @pytest.fixture(scope="session")

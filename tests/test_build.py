@@ -29,8 +29,8 @@ SMS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 
 
 @pytest.fixture
-def bundle(bundle_copy: Path) -> Bundle:
-    return read_bundle(bundle_copy)
+def bundle(plain_copy: Path) -> Bundle:
+    return read_bundle(plain_copy)
 
 
 @pytest.fixture(scope="session")

@@ -69,8 +69,9 @@ def small_bundle(bundle_copy: Path) -> Path:
 
 
 def generate(masks: Path, contexts: Path, out: Path, *options: object) -> list[object]:
-    """Arguments of `generate` on the runtime that opens fastest; later options win."""
-    return ["generate", "--mask", masks, "--context", contexts, "--out", out, "--runtime", "onnxruntime", *options]
+    """Arguments of `generate` on the engine that opens fastest; later options win."""
+    engine = ["--runtime", "onnxruntime", "--precision", "fp32"]
+    return ["generate", "--mask", masks, "--context", contexts, "--out", out, *engine, *options]
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -112,7 +113,7 @@ class TestGenerate:
         out = tmp_path / "out"
         assert run(*generate(masks, phantoms / "contexts" / "000001.png", out, "--seed", 9)).code == 0
         (job,) = json.loads((out / "generated.json").read_text())["images"]
-        with csg_edge.load(runtime="onnxruntime") as generator:
+        with csg_edge.load(runtime="onnxruntime", precision="fp32") as generator:
             image = generator.generate_one(
                 read_mask(Path(job["mask"]), MSK_SCHEMA), read_context(Path(job["context"])), job["seed"]
             )

@@ -277,12 +277,12 @@ class TestChoice:
                     )
 
     def test_what_cannot_run_is_passed_over_with_its_reason(
-        self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, plain_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
             "csg_edge.selection.why_not", lambda engine: "not here" if engine.target.startswith("openvino") else None
         )
-        with self.choose(shipped, tmp_path) as generator:
+        with self.choose(plain_copy, tmp_path) as generator:
             assert generator.engine.target == "onnxruntime:CPU:fp32"
             assert "openvino:CPU:fp32: not here" in generator.choice.passed_over
             assert "not openvino:CPU:fp32: not here" in str(generator.choice)
@@ -337,8 +337,8 @@ class TestChoice:
         with pytest.raises(RuntimeUnavailableError, match="install it"):
             self.choose(shipped, tmp_path)
 
-    def test_options_narrow_the_choice(self, shipped: Path, tmp_path: Path) -> None:
-        with self.choose(shipped, tmp_path, runtime="onnxruntime") as generator:
+    def test_options_narrow_the_choice(self, plain_copy: Path, shipped: Path, tmp_path: Path) -> None:
+        with self.choose(plain_copy, tmp_path, runtime="onnxruntime") as generator:
             assert generator.engine.target == "onnxruntime:CPU:fp32"
         with self.choose(shipped, tmp_path, precision="fp32") as generator:
             assert generator.engine.target == "openvino:CPU:fp32"

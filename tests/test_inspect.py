@@ -83,6 +83,10 @@ def test_precision_in_force_is_read_back(bundle_copy: Path) -> None:
     full = engines["openvino:CPU:fp32", 1]
     assert (full["precision_in_force"], full["above"]) == ("fp32", {})
     assert full["layers"]["fp32"]["convolution"] == 56
+    eight = engines["openvino:CPU:int8", 1]
+    if eight["why_not"] is None:
+        assert eight["precision_in_force"] == "int8"
+        assert eight["layers"]["int8"]["convolution"] > 30
     if engines["openvino:CPU:bf16", 1]["why_not"] is None:
         assert engines["openvino:CPU:bf16", 1]["precision_in_force"] == "bf16"
         assert engines["openvino:CPU:bf16", 1]["layers"]["bf16"]["convolution"] == 56

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
+from csg_edge.runtimes.ov import OpenVinoRuntime
 
-PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Layers of compiled models that do the work, under the names that the inspector uses for every runtime.
 LAYERS = {
     "Convolution": "convolution",
@@ -71,21 +71,12 @@ def layer_precisions(path: Path, device: str, precision: str) -> tuple[str, dict
 
     Returns (`bf16`, {"bf16": {"convolution": 51, ...}, ...}) for the layers that do the work.
     """
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(path)
-    model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
-    hint = next(hint for hint, name in PRECISIONS.items() if name == precision)
-    compiled = core.compile_model(model, device, {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint})
     found: dict[str, Counter[str]] = {}
-    for operation in compiled.get_runtime_model().get_ops():
-        about = {key: value.value for key, value in operation.get_rt_info().items()}
-        if (kind := LAYERS.get(about.get("layerType", ""))) is not None:
-            name = about["runtimePrecision"]
-            found.setdefault(PRECISIONS.get(name, name), Counter())[kind] += 1
-    in_force = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return PRECISIONS.get(in_force, in_force), {name: dict(count) for name, count in found.items()}
+    with OpenVinoRuntime.open(path, device=device, precision=precision) as runtime:
+        for layer, executed in runtime.layers():
+            if layer in LAYERS:
+                found.setdefault(executed, Counter())[LAYERS[layer]] += 1
+        return runtime.effective_precision, {name: dict(count) for name, count in found.items()}
 
 
 def _name_alike(model: Any) -> None:

@@ -111,15 +111,19 @@ class OpenVinoRuntime(Runtime):
     @property
     def effective_precision(self) -> str:
         """What convolutions and matrix products are executed in: the narrowest type with a tenth of them or more."""
-        executed = [
-            EXECUTED.get(node.get_rt_info()["runtimePrecision"].astype(str).lower(), "fp32")
-            for node in self._compiled.get_runtime_model().get_ordered_ops()
-            if node.get_rt_info()["layerType"].astype(str) in HEAVY_LAYERS
-        ]
+        executed = [precision for layer, precision in self.layers() if layer in HEAVY_LAYERS]
         for precision in ("int8", "bf16", "fp16"):
             if 10 * executed.count(precision) >= max(1, len(executed)):
                 return precision
         return "fp32"
+
+    def layers(self) -> list[tuple[str, str]]:
+        """Kind of layer and the precision it is executed in, of every node of the compiled model."""
+        about = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ordered_ops()]
+        return [
+            (item["layerType"].astype(str), EXECUTED.get(item["runtimePrecision"].astype(str).lower(), "fp32"))
+            for item in about
+        ]
 
     def _run(self, feeds: Feeds, results: Results) -> None:
         request = self._request(feeds, results)

@@ -93,6 +93,8 @@ def test_a_system_that_fails_is_a_row_with_its_reason(tmp_path: Path, quick: Pla
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     code = (
+        # A shell that put the tests in the background had SIGINT ignored, and that is handed down.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys; from pathlib import Path; from csg_edge.benchmarks.session import measure_stand_ins;"
         "from csg_edge.benchmarks.scenarios import Plan, Scenario;"
         "plan = Plan('long', (Scenario('single-stream', 60.0, 60.0),));"
