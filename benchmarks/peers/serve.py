@@ -72,9 +72,8 @@ def prepare(request: dict[str, Any]) -> tuple[Turn, Any]:
             times.append(1e3 * (time.perf_counter() - start))
         return times
 
-    image = np.array(
-        make(masks[0][None], contexts[0][None], last(0))
-    )  # a copy: some peers write each image in one place
+    # A copy: some peers write every image in one place.
+    image = np.array(make(masks[0][None], contexts[0][None], last(0)))
     turn(WARM_UP_SECONDS)
     return turn, image
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from csg_edge.errors import TrainingError
 from csg_edge.storage import write_json
 from csg_edge.training.device import autocast
-from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
+from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.training.storage import read_json
@@ -54,10 +54,7 @@ def distil(
     check_same(out / "student.json", {**run, "start": student.fingerprint()})
     student = student.to(device, memory_format=torch.channels_last)
     network, places = student.network.train(), student.inner_places
-    state = start(network, loop)
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        load_checkpoint(checkpoint, state, loop)
+    state = start_or_resume(network, loop, out)
 
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])

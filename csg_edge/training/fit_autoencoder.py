@@ -24,7 +24,7 @@ from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.diffusers_files import import_diffusers
 from csg_edge.training.learned_autoencoder import KlAutoencoder
-from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
+from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 
 DOWNSAMPLES = (2, 4, 8, 16)
 ATTENTION_FROM = 8  # at finer latents, attention over all pixels costs more than all else
@@ -72,10 +72,7 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
     source = BatchSource(sets, shares, batch=loop.batch, dropout=0.0, seed=loop.seed, contexts=False)
     torch.manual_seed(loop.seed)
     network = make_network(config).to(device, memory_format=torch.channels_last)
-    state = start(network, loop)
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        load_checkpoint(checkpoint, state, loop)
+    state = start_or_resume(network, loop, out)
     batches = source.stream(state.iteration, loop.iterations)
 
     def loss(iteration: int) -> Tensor:

@@ -8,7 +8,7 @@ fp32, so nothing is learned but to bear the rounding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from csg_edge.errors import TrainingError
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.distil import LOSS_FLOOR, check_same, walk
-from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
+from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions, CsgUNet
 
@@ -58,12 +58,9 @@ def quantised_layers(network: CsgUNet) -> dict[str, nn.Conv2d]:
 
 
 @contextmanager
-def rounded_inputs(network: CsgUNet) -> Iterator[None]:
-    """While this lasts, every quantised layer's input is rounded."""
-    hooks = [
-        layer.register_forward_pre_hook(lambda _layer, inputs: (round_input(inputs[0]),))
-        for layer in quantised_layers(network).values()
-    ]
+def rounded_inputs(layers: Iterable[nn.Conv2d]) -> Iterator[None]:
+    """While this lasts, every layer's input is rounded."""
+    hooks = [layer.register_forward_pre_hook(lambda _layer, inputs: (round_input(inputs[0]),)) for layer in layers]
     try:
         yield
     finally:
@@ -73,9 +70,10 @@ def rounded_inputs(network: CsgUNet) -> Iterator[None]:
 
 def int8_velocity(network: CsgUNet, latent: Tensor, timestep: float, conditions: Conditions) -> Tensor:
     """What the denoiser says with weights and inputs in eight bits; gradients reach its own weights."""
-    weights = {f"{name}.weight": round_weight(layer.weight) for name, layer in quantised_layers(network).items()}
+    layers = quantised_layers(network)
+    weights = {f"{name}.weight": round_weight(layer.weight) for name, layer in layers.items()}
     embedding = network.embed_time(torch.full((1,), timestep, device=latent.device))
-    with rounded_inputs(network):
+    with rounded_inputs(layers.values()):
         return functional_call(network, weights, (latent, embedding, conditions)).float()
 
 
@@ -94,10 +92,7 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
     student = student.to(device, memory_format=torch.channels_last)
     frozen = copy.deepcopy(student).eval()
     network, places = student.network.train(), student.inner_places
-    state = start(network, loop)
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        load_checkpoint(checkpoint, state, loop)
+    state = start_or_resume(network, loop, out)
     batches = source.stream(state.iteration, loop.iterations)
 
     def loss(iteration: int) -> Tensor:

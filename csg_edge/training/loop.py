@@ -25,6 +25,7 @@ from csg_edge.progress import Progress
 from csg_edge.storage import written_whole
 
 LOG_EVERY = 20
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ def start(network: nn.Module, config: LoopConfig) -> TrainingState:
     )
 
 
+def start_or_resume(network: nn.Module, config: LoopConfig, directory: Path) -> TrainingState:
+    """The state in `directory`, or that before the first iteration. Raises TrainingError as `load_checkpoint` does."""
+    state = start(network, config)
+    checkpoint = directory / CHECKPOINT
+    if checkpoint.exists():
+        load_checkpoint(checkpoint, state, config)
+    return state
+
+
 def fit(
     state: TrainingState,
     loss: Callable[[int], Tensor],
@@ -102,7 +112,7 @@ def fit(
     The last checkpoint is always a whole file. Raises TrainingError when the loss is not finite; the last good
     checkpoint stays.
     """
-    checkpoint = directory / "checkpoint.safetensors"
+    checkpoint = directory / CHECKPOINT
     log = LossLog(directory, state)
     progress = Progress(label, config.iterations, done=state.iteration, unit="iterations")
     saved = time.monotonic()

@@ -22,7 +22,7 @@ from csg_edge.storage import write_json, write_whole
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, load_autoencoder
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
-from csg_edge.training.loop import LoopConfig, TrainingState, fit, load_checkpoint, start
+from csg_edge.training.loop import LoopConfig, TrainingState, fit, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import mix, training_timesteps
@@ -89,10 +89,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         role="teacher",
         context_transform=transform,
     ).to(device)
-    state = start(network, loop)
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        load_checkpoint(checkpoint, state, loop)
+    state = start_or_resume(network, loop, out)
     batches = source.stream(state.iteration, loop.iterations)
     sheets = SampleSheets(config, model, state, out / "sheets", precision=loop.precision)
 
