@@ -78,7 +78,7 @@ def bench(
         raise click.UsageError("give --out FOLDER for the results")
     if threads is not None and threads < 1:
         raise click.UsageError(f"--threads {threads}: give at least 1")
-    need("mlperf_loadgen", "matplotlib", "jinja2", extra="bench")
+    need("mlperf_loadgen", "psutil", "matplotlib", "jinja2", extra="bench")
     from csg_edge.benchmarks import report
 
     if self_test:

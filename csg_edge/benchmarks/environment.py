@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from csg_edge import __version__
 from csg_edge.benchmarks.roofline import available_cores
@@ -21,7 +23,8 @@ FLAGS = (
     "hypervisor",
 )  # fmt: skip
 PACKAGES = ("numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "torch", "mlcommons-loadgen")
-BUSY = 0.25  # load average per core, of others, above which a machine is not quiet
+BUSY = 0.1  # share of the processor, taken by others, above which a machine is not quiet
+STOLEN = 0.02  # the same of what a hypervisor gave to other guests meanwhile
 POWERCAP = "sys/class/powercap"
 
 
@@ -47,24 +50,51 @@ def describe_machine(root: Path = ROOT) -> dict[str, Any]:
 
 
 def snapshot(root: Path = ROOT) -> dict[str, Any]:
-    """What may change: clock in MHz, temperatures in degrees Celsius, load average of one minute; per GPU too."""
+    """What may change: clock in MHz, temperatures in degrees Celsius, seconds of all cores in sum; per GPU too.
+
+    `stolen_seconds`: of these, what a hypervisor gave to other guests; None where the system does not say.
+    """
+    times = psutil.cpu_times()
     return {
         "mhz": clock_mhz(root),
         "celsius": temperatures(root),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "core_seconds": sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0),
+        "stolen_seconds": getattr(times, "steal", None),
         "gpus": gpus(),
     }
 
 
-def busy_warning(before: dict[str, Any], cores: int) -> str | None:
+def busy_share(seconds: float = 1.0) -> float:
+    """Share of all cores, 0..1, that other processes and guests take while this one waits.
+
+    Not the load average, which remembers for minutes what a benchmark itself has just done.
+    """
+    return 0.01 * float(psutil.cpu_percent(interval=seconds))
+
+
+def stolen_share(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
+    """Share of all cores, 0..1, that a hypervisor gave to other guests between two snapshots; None: not known."""
+    if before["stolen_seconds"] is None or after["core_seconds"] <= before["core_seconds"]:
+        return None
+    passed: float = after["core_seconds"] - before["core_seconds"]
+    return float(after["stolen_seconds"] - before["stolen_seconds"]) / passed
+
+
+def busy_warning(share: float) -> str | None:
     """One line if other work was running before the benchmark began."""
-    load = before["load_average"]
-    if load is None or load <= BUSY * cores:
+    if share <= BUSY:
         return None
     return (
-        f"the machine was busy before the benchmark began (load average {load:.1f} on {cores} cores): "
+        f"the machine was busy before the benchmark began ({100 * share:.0f} % of its processor): "
         "times are too long and scattered; quote none of them"
     )
+
+
+def stolen_warning(share: float | None) -> str | None:
+    """One line if other guests of the host took processor time meanwhile."""
+    if share is None or share <= STOLEN:
+        return None
+    return f"the hypervisor gave {100 * share:.0f} % of the processor to other guests meanwhile; quote ratios only"
 
 
 def cpu_flags(root: Path = ROOT) -> list[str]:

@@ -29,7 +29,7 @@ def write_report(record: Mapping[str, Any], out: Path) -> None:
 def table_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each engine: what a reader compares."""
     headings = [
-        "engine", "status", "precision in force", "p50 [95 %]", "p90 (bound)", "p99 (bound)", "queries",
+        "engine", "status", "precision in force", "p50 [95 %]", "two runs", "p90 (bound)", "p99 (bound)", "queries",
         "multi-stream p50", "offline img/s", "first image cold / cached", "peak memory", "of peak", "quality",
     ]  # fmt: skip
     return headings, [_table_row(row) for row in record["engines"]]
@@ -73,9 +73,10 @@ def reading_notes(record: Mapping[str, Any]) -> list[str]:
     notes = [
         f"Mode {plan['mode']}: {plan['rounds']} rounds, engines taking turns, a fresh process each visit; one query is "
         "one `Generator.generate` call, noise and checks included.",
-        "p50 in ms with the 95 % interval of the median: blocks of neighbouring queries resampled, widened to hold the "
-        "median of every round. Bounds of p90 and p99: MLPerf's early-stopping estimate at 99 % confidence, a dash "
-        "where there were too few queries.",
+        "p50 in ms with the 95 % interval of the median: the wider of what blocks of neighbouring queries and what the "
+        "medians of the rounds say. Two runs: by how much another such run may differ, from the scatter of the rounds "
+        "(repeatability limit of ISO 5725). Bounds of p90 and p99: MLPerf's early-stopping estimate at 99 % "
+        "confidence, a dash where there were too few queries.",
         "Offline counts images; cold and cached are medians from starting a process to its first image, without and "
         "with our cache of compiled engines.",
         "Absolute times hold for this machine alone; quote ratios of one run.",
@@ -167,11 +168,12 @@ def _thin(seconds: Sequence[float], values: Sequence[float], most: int) -> tuple
 def _where(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
     flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
-    load = record.get("before", {}).get("load_average")
+    busy, stolen = record.get("busy_before"), record.get("stolen")
     threads = record["threads_asked"] or "default"
     return (
         f"{machine['processor']}{flags}, {machine['cores_available']} cores, threads {threads}, {record['began']}"
-        + (f", load average before {load:.2f}" if load is not None else "")
+        + (f", {100 * busy:.0f} % of the processor busy before" if busy is not None else "")
+        + (f", {100 * stolen:.1f} % taken by other guests meanwhile" if stolen is not None else "")
     )
 
 
@@ -183,10 +185,12 @@ def _table_row(row: Row) -> list[str]:
     if single:
         found, (low, high) = single["latency_ms"], single["median_interval_ms"]
         cells.append(f"{found['p50']:.2f} [{low:.2f}, {high:.2f}] ms")
+        limit = single.get("repeatability")
+        cells.append(DASH if limit is None else f"within {100 * (limit - 1):.1f} %")
         cells += [f"{found[name]:.2f} ({_number(found[f'{name}_bound'])})" for name in ("p90", "p99")]
         cells.append(str(found["count"]))
     else:
-        cells += [DASH] * 4
+        cells += [DASH] * 5
     cells.append(f"{multi['latency_ms']['p50']:.1f} ms for {multi['samples_per_query']}" if multi else DASH)
     cells.append(f"{offline['images_per_second']:.1f}" if offline else DASH)
     cold = row.get("cold") or {}

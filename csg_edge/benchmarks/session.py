@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.benchmarks.environment import busy_warning, describe_machine, snapshot
+from csg_edge.benchmarks.environment import (
+    busy_share,
+    busy_warning,
+    describe_machine,
+    snapshot,
+    stolen_share,
+    stolen_warning,
+)
 from csg_edge.benchmarks.files import FORMAT, LOGS, RECORD, SAMPLES, Record, file_name, write_samples
 from csg_edge.benchmarks.loadgen import check_loadgen
 from csg_edge.benchmarks.roofline import achieved
@@ -145,9 +152,10 @@ class Session:
         runnable = [subject for subject in subjects if self.rows[subject.label]["status"] != "not run"]
         tasks = self._tasks(settings, runnable)
         progress = Progress("bench", len(tasks), unit="tasks")
-        self.record["before"] = snapshot()
-        if warning := busy_warning(self.record["before"], self.record["machine"]["cores_available"]):
+        self.record["busy_before"] = busy_share()
+        if warning := busy_warning(self.record["busy_before"]):
             self.record["warnings"].append(warning)
+        self.record["before"] = snapshot()
         try:
             for note, task in tasks:
                 task()
@@ -158,6 +166,9 @@ class Session:
             self.record["state"] = "partial"
             self.record["warnings"].append("stopped before the end: what follows is what was measured until then")
         self.record["after"] = snapshot()
+        self.record["stolen"] = stolen_share(self.record["before"], self.record["after"])
+        if warning := stolen_warning(self.record["stolen"]):
+            self.record["warnings"].append(warning)
         self.record["ended"] = _now()
         self._conclude(bundle, final=True)
         return self.record

@@ -16,6 +16,8 @@ CONFIDENCE = 0.99
 BLOCKS = 100  # per run: short enough for JSON, long enough to bootstrap
 MIN_BLOCK = 3
 RESAMPLINGS = 2000
+# Student's t, 97.5 %, for 1, 2, ... degrees of freedom; from the tenth on the tenth, which is on the safe side.
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def percentile(values: Values, share: float) -> float:
@@ -60,23 +62,56 @@ def block_medians(values: Values, blocks: int) -> list[float]:
 
 
 def median_interval(rounds: Sequence[Sequence[float]], *, seed: int) -> tuple[float, float]:
-    """95 % interval of the median of block medians, widened to hold each round's own median.
+    """95 % interval of the median of block medians: the wider of what the blocks and what the rounds say.
 
-    Whole blocks are resampled, since samples near in time are alike; between rounds stands a new process, which can
-    differ by more than the blocks of one do.
+    Whole blocks are resampled, since samples near in time are alike. Between rounds stands a new process on a machine
+    that has gone on living, and these differ by more than the blocks of one round do: their medians, taken as draws of
+    which nothing else is known, give Student's interval.
     """
+    centre = float(np.median(np.concatenate(rounds)))
     medians = _resampled(rounds, seed)
     own = [float(np.median(blocks)) for blocks in rounds]
-    return min(float(np.quantile(medians, 0.025)), *own), max(float(np.quantile(medians, 0.975)), *own)
+    reach = math.exp(_reach(*_between(rounds)))
+    low, high = float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+    return min(low, *own, centre / reach), max(high, *own, centre * reach)
+
+
+def repeatability(rounds: Sequence[Sequence[float]]) -> float | None:
+    """The ratio that the medians of two such runs should stay below, 95 times in 100; None of fewer than two rounds.
+
+    The repeatability limit of ISO 5725-1 with the scatter of this run's own rounds: what changes more slowly than the
+    run lasts (another guest on the same host, the heat of the day) is not in it.
+    """
+    variance, freedom = _between(rounds)
+    return math.exp(_reach(2.0 * variance, freedom)) if freedom else None
 
 
 def ratio_interval(
     first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *, seed: int
 ) -> tuple[float, float, float]:
-    """(ratio, low, high) of the second's median over the first's, rounds and their blocks resampled on both sides."""
+    """(ratio, low, high) of the second's median over the first's: the wider of two 95 % intervals.
+
+    One resamples rounds and their blocks on both sides, the other is Welch's for the logarithms of the rounds' medians.
+    """
     ratios = _resampled(second, seed + 1, rounds_too=True) / _resampled(first, seed, rounds_too=True)
     ratio = float(np.median(np.concatenate(second)) / np.median(np.concatenate(first)))
-    return ratio, min(ratio, float(np.quantile(ratios, 0.025))), max(ratio, float(np.quantile(ratios, 0.975)))
+    sides = [_between(first), _between(second)]
+    variance = sum(side for side, _ in sides)
+    weights = sum(side**2 / freedom for side, freedom in sides if freedom)
+    reach = math.exp(_reach(variance, int(variance**2 / weights) if weights else 0))
+    low, high = float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
+    return ratio, min(low, ratio / reach), max(high, ratio * reach)
+
+
+def _between(rounds: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Variance of the mean of the rounds' log medians, and its degrees of freedom; (0, 0) for one round."""
+    logs = np.log([float(np.median(blocks)) for blocks in rounds])
+    return (float(logs.var(ddof=1) / len(logs)), len(logs) - 1) if len(logs) > 1 else (0.0, 0)
+
+
+def _reach(variance: float, freedom: int) -> float:
+    """Half of Student's 95 % interval."""
+    return STUDENT_T[min(max(freedom, 1), len(STUDENT_T)) - 1] * math.sqrt(variance)
 
 
 def _resampled(rounds: Sequence[Sequence[float]], seed: int, *, rounds_too: bool = False) -> Values:

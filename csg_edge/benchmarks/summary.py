@@ -34,6 +34,7 @@ def summarise_scenario(runs: Sequence[Record], name: str, *, seed: int) -> Recor
         "samples_per_query": parts[0]["samples"]["samples"][0],
         "latency_ms": statistics.summarise(np.concatenate(rounds)),
         "median_interval_ms": [low, high],
+        "repeatability": statistics.repeatability(blocks),
         "median_of_rounds_ms": [statistics.percentile(values, 0.5) for values in rounds],
         "images": sum(images),
         "images_per_second": sum(images) / sum(spans),

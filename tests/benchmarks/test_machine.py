@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from csg_edge.benchmarks import roofline
-from csg_edge.benchmarks.environment import busy_warning, clock_mhz, cpu_flags, energy_meter, memory_gb, temperatures
+from csg_edge.benchmarks.environment import (
+    busy_share,
+    busy_warning,
+    clock_mhz,
+    cpu_flags,
+    energy_meter,
+    memory_gb,
+    stolen_share,
+    stolen_warning,
+    temperatures,
+)
 from csg_edge.benchmarks.roofline import achieved, measure_bandwidth
 
 CPUINFO = (
@@ -52,8 +66,33 @@ def test_energy_counters_may_wrap(tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_is_said() -> None:
-    assert busy_warning({"load_average": 0.3}, 2) is None
-    assert "load average 3.0 on 2 cores" in (busy_warning({"load_average": 3.0}, 2) or "")
+    assert busy_warning(0.05) is None
+    assert "30 % of its processor" in (busy_warning(0.3) or "")
+
+
+def test_other_work_is_seen() -> None:
+    def spin(seconds: float) -> subprocess.Popen[bytes]:
+        code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    workers = [spin(30.0) for _ in range(os.cpu_count() or 1)]
+    try:
+        time.sleep(0.5)  # they start
+        assert busy_share() > 0.5
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def test_stolen_time_is_a_share_of_all_cores() -> None:
+    before, after = ({"core_seconds": 10.0 * k, "stolen_seconds": 1.0 * k} for k in (1, 2))
+    assert stolen_share(before, after) == pytest.approx(0.1)
+    assert "10 % of the processor" in (stolen_warning(0.1) or "")
+    assert stolen_warning(0.01) is None
+    assert stolen_warning(None) is None
+    assert stolen_share({**before, "stolen_seconds": None}, after) is None  # Windows, macOS
+    assert stolen_share(before, before) is None
 
 
 def test_bandwidth_is_that_of_some_memory(monkeypatch: pytest.MonkeyPatch) -> None:

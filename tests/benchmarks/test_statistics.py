@@ -42,7 +42,34 @@ def test_intervals_know_that_neighbours_are_alike() -> None:
 
 def test_interval_holds_the_median_of_every_round() -> None:
     rounds = [[10.0] * 30, [11.0] * 30, [10.5] * 30]
-    assert statistics.median_interval(rounds, seed=0) == (10.0, 11.0)
+    low, high = statistics.median_interval(rounds, seed=0)
+    assert low < 10.0
+    assert high > 11.0
+    assert statistics.median_interval(rounds[:1], seed=0) == (10.0, 10.0)
+
+
+def rounds_of(draw: np.random.Generator, *, between: float, rounds: int = 4) -> list[list[float]]:
+    """A run whose rounds differ from each other by more than what one of them shows."""
+    return [list(10.0 * math.exp(draw.normal(0.0, between)) * draw.normal(1.0, 0.002, size=25)) for _ in range(rounds)]
+
+
+def test_two_runs_differ_by_no_more_than_is_stated_95_times_in_100() -> None:
+    draw = np.random.default_rng(3)
+    within, covered, alike = [], [], []
+    for _ in range(200):
+        first, second = rounds_of(draw, between=0.01), rounds_of(draw, between=0.01)
+        medians = [float(np.median(np.concatenate(run))) for run in (first, second)]
+        limit = statistics.repeatability(first)
+        assert limit is not None
+        within.append(max(medians) / min(medians) <= limit)
+        low, high = statistics.median_interval(first, seed=0)
+        covered.append(low <= 10.0 <= high)
+        _, low, high = statistics.ratio_interval(first, second, seed=0)
+        alike.append(low <= 1.0 <= high)
+    assert np.mean(within) >= 0.9
+    assert np.mean(covered) >= 0.92
+    assert np.mean(alike) >= 0.92
+    assert statistics.repeatability(first[:1]) is None
 
 
 def test_ratio_of_equal_and_of_slower_runs() -> None:
