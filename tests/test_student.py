@@ -16,8 +16,8 @@ from csg_edge.export.weights import read_graph
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
-from csg_edge.training.distil import distil, texture_distance, walk
+from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, unit_to_image
+from csg_edge.training.distil import distil, seam_distances, texture_distance, walk
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
@@ -149,6 +149,34 @@ def test_texture_is_told_by_power_and_not_by_place() -> None:
     assert same < 0.7 * soft
     assert texture_distance(first, first) == 0.0
     assert not torch.allclose(first, second)
+
+
+def test_seams_are_told_from_speckle() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = BlockDct(BlockDctConfig.fit(np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)))
+    latent = torch.randn(2, 16, 16, 16, generator=generator)
+    image = blocks.decode_unit(latent)
+    assert torch.equal(unit_to_image(image), blocks.decode(latent))
+    # A grey level that is wrong block by block, and the same error spread evenly over a larger place.
+    grid = image + 0.2 * torch.randn(2, 1, 16, 16, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    smooth = image + 0.2 * torch.randn(2, 1, 2, 2, generator=generator).repeat_interleave(32, 2).repeat_interleave(
+        32, 3
+    )
+    found = {name: seam_distances(other, image, patch=4) for name, other in (("grid", grid), ("smooth", smooth))}
+    assert found["grid"][0] > 2.0 * found["smooth"][0]
+    assert found["grid"][1] > 2.0 * found["smooth"][1]
+    assert seam_distances(image, image, patch=4)[1] == 0.0
+
+
+def test_seams_are_refused_where_there_are_no_blocks(
+    teacher: CsgModel, stored: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, _ = start_student(teacher, stored, steps=(1,))
+    assert distil(student, stored, LOOP, seams=8.0, texture=0.2, out=tmp_path / "run", device=CPU)
+    monkeypatch.setattr(student, "autoencoder", torch.nn.Identity())
+    with pytest.raises(TrainingError, match="--seams"):
+        distil(student, stored, LOOP, seams=8.0, out=tmp_path / "other", device=CPU)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_with_another_loss_is_not_continued(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:

@@ -143,8 +143,12 @@ class BlockDct(Autoencoder):
         )
 
     def decode(self, latent: Tensor) -> Tensor:
+        return unit_to_image(self.decode_unit(latent))
+
+    def decode_unit(self, latent: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, 1, H, W), black at -1 and white at 1, neither rounded nor clipped."""
         bands = F.conv2d(latent, self.decode_weight, self.decode_bias)
-        return unit_to_image(F.pixel_shuffle(bands, self.config.block))
+        return F.pixel_shuffle(bands, self.config.block)
 
     def save(self, directory: Path) -> None:
         write_json(directory / "config.json", self.config.to_json())
