@@ -55,6 +55,8 @@ class Row:
     pairs: int | None = None
     steps: tuple[int, ...] = (1, 2, 4)
     other_guidance: bool = False
+    texture: float = 0.2
+    seams: float = 8.0
 
 
 ROWS = {
@@ -66,6 +68,7 @@ ROWS = {
     "nano": Row(size="nano"),
     "256 pairs": Row(pairs=256),
     "one step only": Row(steps=(1,)),
+    "distance alone": Row(texture=0.0, seams=0.0),
     "unguided": Row(other_guidance=True),
 }
 
@@ -120,7 +123,10 @@ def run(
     )
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
-        distil(student, trajectories, loop, deviation=deviation, out=Path(out), device=CPU)
+        distil(
+            student, trajectories, loop, deviation=deviation, texture=row.texture, seams=row.seams, out=Path(out),
+            device=CPU,
+        )  # fmt: skip
         minutes = (time.monotonic() - began) / 60.0
     student = student.eval()
     found: dict[str, Any] = {
