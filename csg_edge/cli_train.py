@@ -197,7 +197,7 @@ def distill(
     """
     _need_training()
     from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.distil import distil
+    from csg_edge.training.distil import check_seams, distil
     from csg_edge.training.loop import LoopConfig
     from csg_edge.training.process import parse_steps
     from csg_edge.training.student import continue_student, start_student
@@ -215,8 +215,10 @@ def distill(
         precision=arithmetic,
     )
     model = load_teacher(teacher, steps=teacher_steps)
+    # Refused before hours of trajectories, not after.
+    check_seams(seams, model.autoencoder)
     if init is not None:
-        continue_student(init, model, steps=wanted)  # refused before hours of trajectories, not after
+        continue_student(init, model, steps=wanted)
     folder = trajectories_in or out / "trajectories"
     config = TrajectoryConfig(data, trajectories, guidance, seed)
     finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)

@@ -22,14 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.benchmarks.environment import (
-    busy_share,
-    busy_warning,
-    describe_machine,
-    snapshot,
-    stolen_share,
-    stolen_warning,
-)
+from csg_edge.benchmarks.environment import Watch, describe_machine
 from csg_edge.benchmarks.roofline import available_cores
 from csg_edge.benchmarks.session import manifest_hash
 from csg_edge.benchmarks.systems import make_library
@@ -174,8 +167,8 @@ def measure(pair: Pair, bundle: Bundle, common: dict[str, Any], pairs: int, seco
     """One row: latencies of both sides turn by turn, the ratio of each pair, or why there is none."""
     ours = best_target(bundle, pair.steps) if pair.ours == BEST else pair.ours
     row: dict[str, Any] = {"status": "failed", "ours": ours, "steps": pair.steps, "peer": asdict(pair)["side"]}
-    row["warning"] = busy_warning(busy_share())
-    before = snapshot()
+    watch = Watch()
+    row["warning"] = next(iter(watch.warnings), None)
     sides: list[Side] = []
     try:
         for side in ({"kind": "csg-edge", "target": ours, "steps": pair.steps}, pair.side):
@@ -199,6 +192,7 @@ def measure(pair: Pair, bundle: Bundle, common: dict[str, Any], pairs: int, seco
     finally:
         for opened in sides:
             opened.close()
+    watch.end()
     row["difference_levels"] = difference(*row.pop("images"), same=pair.same)
     medians = [(statistics.median(a), statistics.median(b)) for a, b in turns]
     ratios = [b / a for a, b in medians]
@@ -209,9 +203,9 @@ def measure(pair: Pair, bundle: Bundle, common: dict[str, Any], pairs: int, seco
         "peer_ms": quartiles([b for _, b in medians]),
         "pairs": [{"ours_ms": a, "peer_ms": b, "ratio": b / a} for a, b in medians],
         "images": [sum(len(a) for a, _ in turns), sum(len(b) for _, b in turns)],
-        "stolen": stolen_share(before, snapshot()),
+        "stolen": watch.stolen,
+        "warning": next(iter(watch.warnings), None),
     }
-    row["warning"] = row["warning"] or stolen_warning(row["stolen"])
     return row
 
 

@@ -97,6 +97,29 @@ def stolen_warning(share: float | None) -> str | None:
     return f"the hypervisor gave {100 * share:.0f} % of the processor to other guests meanwhile; quote ratios only"
 
 
+class Watch:
+    """The machine from when this is made, a second after which other work is known, to `end`."""
+
+    def __init__(self) -> None:
+        self.busy = busy_share()
+        self.before = snapshot()
+        self.after: dict[str, Any] | None = None
+
+    def end(self) -> None:
+        """Stop watching."""
+        self.after = snapshot()
+
+    @property
+    def stolen(self) -> float | None:
+        """As `stolen_share`; None before the end."""
+        return None if self.after is None else stolen_share(self.before, self.after)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is known by now."""
+        return [line for line in (busy_warning(self.busy), stolen_warning(self.stolen)) if line is not None]
+
+
 def cpu_flags(root: Path = ROOT) -> list[str]:
     """Those of FLAGS that the processor has."""
     text = _read(root / "proc/cpuinfo") or ""

@@ -18,14 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.benchmarks.environment import (
-    busy_share,
-    busy_warning,
-    describe_machine,
-    snapshot,
-    stolen_share,
-    stolen_warning,
-)
+from csg_edge.benchmarks.environment import Watch, describe_machine, snapshot
 from csg_edge.benchmarks.files import FORMAT, LOGS, RECORD, SAMPLES, Record, file_name, write_samples
 from csg_edge.benchmarks.loadgen import check_loadgen
 from csg_edge.benchmarks.roofline import achieved
@@ -152,10 +145,9 @@ class Session:
         runnable = [subject for subject in subjects if self.rows[subject.label]["status"] != "not run"]
         tasks = self._tasks(settings, runnable)
         progress = Progress("bench", len(tasks), unit="tasks")
-        self.record["busy_before"] = busy_share()
-        if warning := busy_warning(self.record["busy_before"]):
-            self.record["warnings"].append(warning)
-        self.record["before"] = snapshot()
+        watch = Watch()
+        self.record |= {"busy_before": watch.busy, "before": watch.before}
+        self.record["warnings"] += (said := watch.warnings)
         try:
             for note, task in tasks:
                 task()
@@ -165,10 +157,9 @@ class Session:
         except (StoppedError, KeyboardInterrupt):
             self.record["state"] = "partial"
             self.record["warnings"].append("stopped before the end: what follows is what was measured until then")
-        self.record["after"] = snapshot()
-        self.record["stolen"] = stolen_share(self.record["before"], self.record["after"])
-        if warning := stolen_warning(self.record["stolen"]):
-            self.record["warnings"].append(warning)
+        watch.end()
+        self.record |= {"after": watch.after, "stolen": watch.stolen}
+        self.record["warnings"] += watch.warnings[len(said) :]
         self.record["ended"] = _now()
         self._conclude(bundle, final=True)
         return self.record

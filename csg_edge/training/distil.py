@@ -55,8 +55,7 @@ def distil(
     steps at seams, see `seam_distances`. Raises TrainingError for `seams` of a learned autoencoder, which has none.
     """
     blocks = student.autoencoder
-    if seams and not isinstance(blocks, BlockDct):
-        raise TrainingError("--seams: the latents of a learned autoencoder have no blocks; leave it out")
+    check_seams(seams, blocks)
     # Weights fit a network of any number of steps: only this tells a run's students apart.
     run = {"steps": student.steps, "network": student.network.config.to_json(), "texture": texture, "seams": seams}
     check_same(out / "student.json", {**run, "start": student.fingerprint()})
@@ -143,6 +142,12 @@ def seam_distances(made: Tensor, wanted: Tensor, *, patch: int) -> tuple[Tensor,
     logs = [[(F.avg_pool2d(step.square(), SEAM_CELL) + SEAM_FLOOR).log() for step in pair] for pair in pairs]
     across, down = ((ours - theirs).abs().mean() for ours, theirs in logs)
     return error, across + down
+
+
+def check_seams(weight: float, autoencoder: object) -> None:
+    """Raise TrainingError for a weight of seams where latents have no blocks: a student's are its teacher's."""
+    if weight and not isinstance(autoencoder, BlockDct):
+        raise TrainingError("--seams: the latents of a learned autoencoder have no blocks; leave it out")
 
 
 def check_same(path: Path, run: dict[str, Any]) -> None:
