@@ -224,11 +224,8 @@ def network_with_skips() -> onnx.ModelProto:
 
 
 @pytest.mark.slow
-def test_one_quantised_graph_does_not_serve_every_runtime(tmp_path: Path) -> None:
-    """A Q/DQ graph with quantised concatenations: right in ONNX Runtime, far off in OpenVINO's low-precision passes.
-
-    So OpenVINO never gets a Q/DQ graph from us, and the graphs we make for others quantise no concatenation.
-    """
+def test_what_is_quantised_for_a_runtime_is_right_there(tmp_path: Path) -> None:
+    """A network with skips, as calibration makes it for each runtime; the graph of one is not given to the other."""
     nncf = pytest.importorskip("nncf", reason="nncf is not installed; pip install 'csg-edge[calibrate]'")
     import onnxruntime
     import openvino
@@ -236,34 +233,30 @@ def test_one_quantised_graph_does_not_serve_every_runtime(tmp_path: Path) -> Non
     random = np.random.default_rng(1)
     model = network_with_skips()
     feeds = [{"x": random.standard_normal((1, 4, 16, 16)).astype(np.float32)} for _ in range(4)]
-    dataset = nncf.Dataset(feeds)
-    options = {"subset_size": 4, "target_device": nncf.TargetDevice.CPU, "preset": nncf.QuantizationPreset.MIXED}
     plain = saved(model, tmp_path / "plain.onnx")
-    shared = saved(nncf.quantize(model, dataset, **options), tmp_path / "shared.onnx")
     ours = saved(quantise(model, measure_ranges(model, feeds, DEFAULT), ORT_CPU), tmp_path / "ours.onnx")
+    own = nncf.quantize(
+        openvino.Core().read_model(plain),
+        nncf.Dataset(feeds),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=4,
+    )
 
     def onnx_runtime(path: Path) -> NDArray[Any]:
         session = onnxruntime.InferenceSession(path)
         return np.concatenate([session.run(None, item)[0] for item in feeds])
-
-    def openvino_cpu(model: Any, **more: str) -> NDArray[Any]:
-        compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **more})
-        return np.concatenate([compiled(item)[0] for item in feeds])
 
     reference = onnx_runtime(plain)
 
     def error(found: NDArray[Any]) -> float:
         return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
 
-    meant = error(onnx_runtime(shared))
-    assert error(openvino_cpu(shared)) > 2 * meant  # 0.105 against 0.029 when this was written
-    assert error(openvino_cpu(shared, LP_TRANSFORMS_MODE="NO")) < 1.2 * meant
-    # What calibration makes: graphs that both read alike, and for OpenVINO a model of its own.
-    assert error(openvino_cpu(ours)) < 1.2 * error(onnx_runtime(ours))
-    own = nncf.quantize(
-        openvino.Core().read_model(plain), dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=4
-    )
-    assert error(openvino_cpu(own)) < 2 * meant
+    compiled = openvino.Core().compile_model(own, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    in_openvino = error(np.concatenate([compiled(item)[0] for item in feeds]))
+    in_onnx_runtime = error(onnx_runtime(ours))
+    # int8 at work, and near: about 0.03 when this was written. A graph read wrongly was 0.1 off.
+    assert 0.001 < in_onnx_runtime < 0.06
+    assert 0.001 < in_openvino < 0.06
 
 
 def test_unknown_recipe() -> None:
