@@ -33,7 +33,7 @@ from csg_edge.quality.evaluators import load_evaluators
 from csg_edge.quality.measure import Yardstick, measure_generated
 from csg_edge.quality.samples import Samples
 from csg_edge.training.device import autocast, choose_precision
-from csg_edge.training.distil import distil
+from csg_edge.training.distil import LossTerms, distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler
@@ -43,6 +43,7 @@ from csg_edge.training.trajectories import Trajectories
 KEPT_BACK = 128
 FIGURES = ("kid", "two_sample_features", "dice", "spectrum_gap", "style_error", "diversity")
 CPU = torch.device("cpu")
+MINDFUL = LossTerms(texture=0.2, seams=8.0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Row:
     pairs: int | None = None
     steps: tuple[int, ...] = (1, 2, 4)
     other_guidance: bool = False
-    texture: float = 0.2
-    seams: float = 8.0
+    terms: LossTerms = MINDFUL
 
 
 ROWS = {
@@ -68,7 +68,7 @@ ROWS = {
     "nano": Row(size="nano"),
     "256 pairs": Row(pairs=256),
     "one step only": Row(steps=(1,)),
-    "distance alone": Row(texture=0.0, seams=0.0),
+    "distance alone": Row(terms=LossTerms()),
     "unguided": Row(other_guidance=True),
 }
 
@@ -123,10 +123,7 @@ def run(
     )
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
-        distil(
-            student, trajectories, loop, deviation=deviation, texture=row.texture, seams=row.seams, out=Path(out),
-            device=CPU,
-        )  # fmt: skip
+        distil(student, trajectories, loop, terms=row.terms, deviation=deviation, out=Path(out), device=CPU)
         minutes = (time.monotonic() - began) / 60.0
     student = student.eval()
     found: dict[str, Any] = {

@@ -175,6 +175,20 @@ def train_autoencoder(
     help="Weight of the error at the borders of the block DCT's blocks; 8 where a grid shows.",
 )
 @click.option(
+    "--relative",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    show_default=True,
+    help="Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy.",
+)
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    show_default=True,
+    help="Compile the training step: minutes to begin, then half the time. Needs a C++ compiler.",
+)
+@click.option(
     "--init", type=FOLDER, default=None, help="Student of this teacher to train on.  [default: the teacher's weights]"
 )
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
@@ -185,7 +199,8 @@ def train_autoencoder(
 @precision_option
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
-    teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, init: Path | None,
+    teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
+    compiled: bool, init: Path | None,
     iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
@@ -197,7 +212,7 @@ def distill(
     """
     _need_training()
     from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.distil import check_seams, distil
+    from csg_edge.training.distil import LossTerms, check_seams, distil
     from csg_edge.training.loop import LoopConfig
     from csg_edge.training.process import parse_steps
     from csg_edge.training.student import continue_student, start_student
@@ -230,7 +245,14 @@ def distill(
             else continue_student(init, model, steps=wanted)
         )
         finished = distil(
-            student, stored, loop, deviation=deviation, texture=texture, seams=seams, out=out, device=where
+            student,
+            stored,
+            loop,
+            terms=LossTerms(texture, seams, relative),
+            deviation=deviation,
+            compiled=compiled,
+            out=out,
+            device=where,
         )
     click.echo(
         f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"

@@ -17,7 +17,7 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, unit_to_image
-from csg_edge.training.distil import distil, seam_distances, texture_distance, walk
+from csg_edge.training.distil import LossTerms, distil, relative_distance, seam_distances, texture_distance, walk
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
@@ -151,6 +151,22 @@ def test_texture_is_told_by_power_and_not_by_place() -> None:
     assert not torch.allclose(first, second)
 
 
+def test_an_error_counts_more_in_a_shadow_than_in_a_bright_fascia() -> None:
+    generator = torch.Generator().manual_seed(0)
+    amplitude = torch.ones(1, 1, 32, 32)
+    amplitude[..., 16:, :] = 0.1
+    wanted = amplitude * torch.randn(2, 16, 32, 32, generator=generator)
+    error = 0.1 * torch.randn(2, 16, 32, 32, generator=generator)
+    bright, shadow = error.clone(), error.clone()
+    bright[..., 16:, :], shadow[..., :16, :] = 0.0, 0.0
+    assert relative_distance(wanted + shadow, wanted) > 4.0 * relative_distance(wanted + bright, wanted)
+    # An error in proportion to the speckle counts alike everywhere.
+    bright, shadow = (error * amplitude for error in (bright, shadow))
+    found = [relative_distance(wanted + 3.0 * item, wanted).item() for item in (bright, shadow)]
+    assert 0.5 < found[1] / found[0] < 1.1
+    assert relative_distance(wanted, wanted) < 0.011
+
+
 def test_seams_are_told_from_speckle() -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = BlockDct(BlockDctConfig.fit(np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)))
@@ -172,16 +188,16 @@ def test_seams_are_refused_where_there_are_no_blocks(
     teacher: CsgModel, stored: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, _ = start_student(teacher, stored, steps=(1,))
-    assert distil(student, stored, LOOP, seams=8.0, texture=0.2, out=tmp_path / "run", device=CPU)
+    assert distil(student, stored, LOOP, terms=LossTerms(0.2, 8.0, 0.5), out=tmp_path / "run", device=CPU)
     monkeypatch.setattr(student, "autoencoder", torch.nn.Identity())
     with pytest.raises(TrainingError, match="--seams"):
-        distil(student, stored, LOOP, seams=8.0, out=tmp_path / "other", device=CPU)
+        distil(student, stored, LOOP, terms=LossTerms(seams=8.0), out=tmp_path / "other", device=CPU)
     assert not (tmp_path / "other").exists()
 
 
 def test_a_run_with_another_loss_is_not_continued(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:
     student, _ = start_student(teacher, stored, steps=(1,))
-    assert distil(student, stored, LOOP, texture=0.1, out=tmp_path, device=CPU)
+    assert distil(student, stored, LOOP, terms=LossTerms(texture=0.1), out=tmp_path, device=CPU)
     with pytest.raises(TrainingError, match="a student of other texture"):
         distil(start_student(teacher, stored, steps=(1,))[0], stored, LOOP, out=tmp_path, device=CPU)
 
