@@ -211,7 +211,7 @@ def distill(
     TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
     """
     _need_training()
-    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.device import check_compiler, choose_device, choose_precision
     from csg_edge.training.distil import LossTerms, check_seams, distil
     from csg_edge.training.loop import LoopConfig
     from csg_edge.training.process import parse_steps
@@ -220,6 +220,8 @@ def distill(
     from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
     where, wanted = choose_device(device), parse_steps(steps)
+    if compiled:
+        check_compiler(where)
     arithmetic = choose_precision(precision, where)
     loop = LoopConfig(
         iterations=iterations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, unit_to_image
+from csg_edge.training.device import check_compiler
 from csg_edge.training.distil import LossTerms, distil, relative_distance, seam_distances, texture_distance, walk
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
@@ -29,6 +31,7 @@ from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_
 CPU = torch.device("cpu")
 SIZE = 64
 LOOP = LoopConfig(iterations=2, batch=2, warmup=1)
+MINDFUL = LossTerms(texture=0.2, seams=8.0, relative=0.5)
 TINY = NetworkConfig(
     classes=len(MSK_SCHEMA), widths=(32, 64), blocks=(1, 1), embedding=32, mask_features=8, heads=2, deeper=1,
     context_tokens=True,
@@ -142,6 +145,26 @@ class TestSteps:
             )
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler; install g++")
+def test_compiled_training_is_the_same_training(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:
+    for name, compiled in (("eager", False), ("compiled", True)):
+        student, _ = start_student(teacher, stored)
+        assert distil(student, stored, LOOP, terms=MINDFUL, compiled=compiled, out=tmp_path / name, device=CPU)
+    eager, compiled = (
+        CsgModel.load(tmp_path / name / "student").network.state_dict() for name in ("eager", "compiled")
+    )
+    assert eager.keys() == compiled.keys()  # torch.compile wraps a network; what is saved is the network
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0.02, atol=1e-3, msg=name)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"--compile: no C\+\+ compiler here; install g\+\+"):
+        check_compiler(CPU)
+
+
 def test_texture_is_told_by_power_and_not_by_place() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(4, 16, 32, 32, generator=generator) for _ in range(2))
@@ -188,7 +211,7 @@ def test_seams_are_refused_where_there_are_no_blocks(
     teacher: CsgModel, stored: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, _ = start_student(teacher, stored, steps=(1,))
-    assert distil(student, stored, LOOP, terms=LossTerms(0.2, 8.0, 0.5), out=tmp_path / "run", device=CPU)
+    assert distil(student, stored, LOOP, terms=MINDFUL, out=tmp_path / "run", device=CPU)
     monkeypatch.setattr(student, "autoencoder", torch.nn.Identity())
     with pytest.raises(TrainingError, match="--seams"):
         distil(student, stored, LOOP, terms=LossTerms(seams=8.0), out=tmp_path / "other", device=CPU)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -26,6 +28,12 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise InputError where torch.compile has nothing to compile with: on a CPU it writes C++."""
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+        raise InputError("--compile: no C++ compiler here; install g++, or leave it out")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
