@@ -144,9 +144,7 @@ class Encoder(nn.Module):
             conv1_t_size=5, conv1_t_stride=2, no_max_pool=True, feed_forward=False,
         )  # fmt: skip
         self.embedding = nn.Linear(2 * (32 + 64 + 128 + 256), EMBEDDING)
-        self.register_buffer(
-            "gaussians", torch.stack([_gaussian(width) for width in WIDTHS])[:, None], persistent=False
-        )
+        self.register_buffer("gaussians", torch.stack([_gaussian(width) for width in WIDTHS]), persistent=False)
 
     def forward(self, grey: Tensor) -> Features:
         """(B, 1, H, W) grey in -1..1 -> features."""
@@ -160,10 +158,13 @@ class Encoder(nn.Module):
         return Features(self.embedding(torch.cat(statistics, 1)).float(), statistics)
 
     def _bands(self, grey: Tensor) -> Tensor:
-        reach = self.gaussians.shape[-1] // 2
-        # In float32 also where the rest is in bf16, which would round the finest band away.
+        count, length = self.gaussians.shape
+        # Across, then down: a tenth of the time of square kernels. In float32 also where the rest is in bf16, which would
+        # round the finest band away.
         with torch.autocast(grey.device.type, enabled=False):
-            smooth = F.conv2d(F.pad(grey.float(), (reach,) * 4, mode="reflect"), self.gaussians)
+            padded = F.pad(grey.float(), (length // 2,) * 4, mode="reflect").contiguous()
+            across = F.conv2d(padded, self.gaussians.view(count, 1, 1, length))
+            smooth = F.conv2d(across, self.gaussians.view(count, 1, length, 1), groups=count)
             levels = torch.cat([grey.float(), smooth], 1)
             return BAND_GAIN * (levels[:, :-1] - levels[:, 1:])
 
@@ -171,8 +172,7 @@ class Encoder(nn.Module):
 def _gaussian(width: float) -> Tensor:
     reach = torch.arange(-8, 9, dtype=torch.float32)
     line = torch.exp(-(reach**2) / (2.0 * width**2))
-    kernel = line[:, None] * line
-    return kernel / kernel.sum()
+    return line / line.sum()
 
 
 def make_segmenter(classes: int) -> nn.Module:
