@@ -159,8 +159,8 @@ class Encoder(nn.Module):
 
     def _bands(self, grey: Tensor) -> Tensor:
         count, length = self.gaussians.shape
-        # Across, then down: a tenth of the time of square kernels. In float32 also where the rest is in bf16, which would
-        # round the finest band away.
+        # Across, then down: a tenth of the time of square kernels. In float32 also where the rest is in bf16, which
+        # would round the finest band away.
         with torch.autocast(grey.device.type, enabled=False):
             padded = F.pad(grey.float(), (length // 2,) * 4, mode="reflect").contiguous()
             across = F.conv2d(padded, self.gaussians.view(count, 1, 1, length))
