@@ -3,10 +3,11 @@
     python benchmarks/student.py --data ../shared/data --teacher export/msk-256.teacher --guidance 1.5 \
         --bundle msk-256 --bundle msk-256-nano --images runs/student-images [--sheet sheet.png]
 
-Every held-out mask once for each of eight seeds (of three, accuracies scatter by 0.03 in the mean), with a context of another group, through the engine of a bundle; the
-teacher makes the same cases from the same noise. Writes `benchmarks/results/student.json`: figures per seed, with
-intervals resampled by group, their means, and two sets of gates. A sheet of real images, teacher and students side by
-side is not to be committed.
+Every held-out mask once for each of eight seeds, with a context of another group, through the engine of a bundle; the
+teacher makes the same cases from the same noise. (The mean accuracy of a two-sample test over three seeds was uncertain
+by 0.03, as wide as its gate.) Writes `benchmarks/results/student.json`: figures per seed, with intervals resampled by
+group; their means and the standard errors of these over seeds; two sets of gates; and how each number of steps differs
+from one step, seed by seed. A sheet of real images, teacher and students side by side is not to be committed.
 
     python benchmarks/student.py --table
 
@@ -24,6 +25,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 import csg_edge
 from csg_edge.bundle import Target, find_bundle, read_bundle
@@ -126,9 +128,11 @@ def main() -> None:
                 for gates, limits in LIMITS.items()
             }
             record["students"][title] = found
+            if one_step := record["students"].get(f"{bundle.manifest.name}, 1 step"):
+                found["less one step"] = against(one_step, found)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-            print(title, json.dumps({"mean": found["mean"], "gates": found["gates"]}, indent=1), flush=True)
+            print(title, json.dumps({key: found[key] for key in found if key != "seeds"}, indent=1), flush=True)
     if arguments.sheet:
         write_png(arguments.sheet, np.vstack([row(samples) for samples in sheets]))
 
@@ -152,9 +156,28 @@ def measure(
         assert found.style is not None
         row["nearer_to_own_context_than_to_most"] = [float((found.style.shares > 0.5).mean()), None, None]
         rows.append(row)
-    mean = {name: float(np.mean([row[name][0] for row in rows if name in row])) for name in rows[0]}
+    values = {name: np.array([row[name][0] for row in rows if name in row]) for name in rows[0]}
+    mean = {name: float(found.mean()) for name, found in values.items()}
+    errors = {name: standard_error(found) for name, found in values.items()}
     assert first is not None
-    return first, {"mean": mean, "seeds": rows}
+    return first, {"mean": mean, "standard_error": errors, "seeds": rows}
+
+
+def standard_error(values: NDArray[np.float64]) -> float | None:
+    """Of the mean of (N,) values; None of one value."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+
+
+def against(one: dict[str, Any], found: dict[str, Any]) -> dict[str, list[float | None]]:
+    """By what each gated figure differs from those of `one`, on average over seeds, and the standard error of that."""
+    differences = {}
+    for name in LIMITS["design"]:
+        column = "two_sample_features" if name == "two_sample" else name
+        change = np.array([
+            row[column][0] - first[column][0] for first, row in zip(one["seeds"], found["seeds"], strict=True)
+        ])  # fmt: skip
+        differences[column] = [float(change.mean()), standard_error(change)]
+    return differences
 
 
 def kept(path: Path, cases: Cases, make: Callable[[Cases], Samples]) -> Samples:
