@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from csg_edge.training.distil import LossTerms, distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler
+from csg_edge.training.storage import read_json
 from csg_edge.training.student import kernel_friendly, start_student
 from csg_edge.training.trajectories import Trajectories
 
@@ -93,12 +94,13 @@ def main() -> None:
     )
     record: dict[str, Any] = {
         "csg_edge": csg_edge.__version__, "processor": processor_name(), "cores": os.cpu_count(),
-        "iterations": loop.iterations, "batch": loop.batch, "learning_rate": loop.learning_rate, "rows": {},
+        "iterations": loop.iterations, "batch": loop.batch, "learning_rate": loop.learning_rate,
+        "trajectories": read_json(arguments.trajectories / "config.json"), "terms": asdict(MINDFUL), "rows": {},
     }  # fmt: skip
     if arguments.out.is_file():
         earlier = json.loads(arguments.out.read_text())
-        if earlier["iterations"] != loop.iterations:
-            parser.error(f"{arguments.out}: rows of {earlier['iterations']} iterations; give another --out")
+        if changed := [key for key in ("iterations", "trajectories", "terms") if earlier.get(key) != record[key]]:
+            parser.error(f"{arguments.out}: rows of other {' and '.join(changed)}; give another --out")
         record["rows"] = earlier["rows"]
     for name in arguments.row or ROWS:
         folder = arguments.other_guidance if ROWS[name].other_guidance else arguments.trajectories

@@ -119,7 +119,7 @@ class TestSteps:
         self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
     ) -> None:
         student, _ = start_student(teacher, stored, steps=(2,))
-        assert student.inner_timesteps == (0.5,)
+        assert student.inner_places == ((2, 1),)
         assert distil(student, stored, LOOP, out=tmp_path, device=CPU)
         loaded = CsgModel.load(tmp_path / "student")
         assert loaded.steps == (2,)
@@ -130,7 +130,7 @@ class TestSteps:
         self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
     ) -> None:
         student, _ = start_student(teacher, stored, steps=(1,))
-        assert student.inner_timesteps == ()
+        assert student.inner_places == ()
         assert distil(student, stored, LOOP, out=tmp_path, device=CPU)
 
     def test_a_run_for_other_steps_is_not_continued(

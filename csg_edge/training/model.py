@@ -71,13 +71,8 @@ class CsgModel(nn.Module):
         return self.autoencoder if self.own_transform is None else self.own_transform
 
     @property
-    def inner_timesteps(self) -> tuple[float, ...]:
-        """Timesteps of a student's evaluations after the first, for any of its numbers of steps, from high to low."""
-        return tuple(sorted({t for count in self.steps for t in STUDENT_TIMESTEPS[count][1:-1]}, reverse=True))
-
-    @property
     def inner_places(self) -> tuple[tuple[int, int], ...]:
-        """The same places as (number of steps, how many of them are taken): two ways may cross at one timestep."""
+        """Where a student's evaluations after the first stand: (number of steps, how many of them are taken)."""
         return tuple((count, taken) for count in self.steps for taken in range(1, count))
 
     def conditions(self, mask: Tensor, context: Tensor) -> Conditions:

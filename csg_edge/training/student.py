@@ -156,7 +156,7 @@ def _visit(student: CsgModel, trajectories: Trajectories, deviation: float, seed
     rows = [trajectories.read(index) for index in range(min(SAMPLE, trajectories.count))]
     noise, clean, mask, context = (torch.stack(column) for column in zip(*rows, strict=True))
     timestep = torch.ones(len(noise))
-    later = student.inner_timesteps
+    later = sorted({STUDENT_TIMESTEPS[steps][taken] for steps, taken in student.inner_places}, reverse=True)
     if later:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.tensor(later)[torch.randint(len(later), (len(noise),), generator=generator)]
