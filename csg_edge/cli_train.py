@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ precision_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
+
+
+def weight_option(name: str, text: str) -> Callable[[Any], Any]:
+    """The weight of a term of a loss, 0 if not given."""
+    return click.option(name, type=click.FloatRange(min=0.0), default=0.0, show_default=True, help=text)
+
+
 out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
 
 
@@ -160,33 +168,20 @@ def train_autoencoder(
     show_default=True,
     help="Size of the student: full, or nano, a quarter of the work.",
 )
-@click.option(
+@weight_option(
     "--texture",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
-    show_default=True,
-    help="Weight of the difference in local power of the bands and at seams; 0.1 or 0.2 where images come out soft.",
+    "Weight of the difference in local power of the bands and at seams; 0.1 or 0.2 where images come out soft.",
 )
-@click.option(
-    "--seams",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
-    show_default=True,
-    help="Weight of the error at the borders of the block DCT's blocks; 8 where a grid shows.",
-)
-@click.option(
-    "--relative",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
-    show_default=True,
-    help="Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy.",
+@weight_option("--seams", "Weight of the error at the borders of the block DCT's blocks; 8 where a grid shows.")
+@weight_option(
+    "--relative", "Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy."
 )
 @click.option(
     "--compile/--no-compile",
     "compiled",
     default=False,
     show_default=True,
-    help="Compile the training step: minutes to begin, then half the time. Needs a C++ compiler.",
+    help="Compile the network: minutes to begin, then about half the time forward and backward. Needs a C++ compiler.",
 )
 @click.option(
     "--init", type=FOLDER, default=None, help="Student of this teacher to train on.  [default: the teacher's weights]"

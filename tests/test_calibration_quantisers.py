@@ -225,7 +225,7 @@ def network_with_skips() -> onnx.ModelProto:
 
 @pytest.mark.slow
 def test_what_is_quantised_for_a_runtime_is_right_there(tmp_path: Path) -> None:
-    """A network with skips, as calibration makes it for each runtime; the graph of one is not given to the other."""
+    """A network with skips, as calibration makes it for each runtime."""
     nncf = pytest.importorskip("nncf", reason="nncf is not installed; pip install 'csg-edge[calibrate]'")
     import onnxruntime
     import openvino
@@ -251,12 +251,15 @@ def test_what_is_quantised_for_a_runtime_is_right_there(tmp_path: Path) -> None:
     def error(found: NDArray[Any]) -> float:
         return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
 
-    compiled = openvino.Core().compile_model(own, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    in_openvino = error(np.concatenate([compiled(item)[0] for item in feeds]))
-    in_onnx_runtime = error(onnx_runtime(ours))
-    # int8 at work, and near: about 0.03 when this was written. A graph read wrongly was 0.1 off.
-    assert 0.001 < in_onnx_runtime < 0.06
-    assert 0.001 < in_openvino < 0.06
+    def openvino_cpu(model: Any) -> NDArray[Any]:
+        compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return np.concatenate([compiled(item)[0] for item in feeds])
+
+    meant = error(onnx_runtime(ours))
+    assert 0.001 < meant < 0.056  # int8 at work, and near; a graph read wrongly was 0.1 off
+    # Graphs that both read alike, and for OpenVINO a model of its own.
+    assert error(openvino_cpu(ours)) < 1.2 * meant
+    assert 0.001 < error(openvino_cpu(own)) < 0.056
 
 
 def test_unknown_recipe() -> None:
