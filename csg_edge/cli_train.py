@@ -298,7 +298,7 @@ def tune_int8(
 
 
 @click.command()
-@click.argument("student", type=FOLDER)
+@click.argument("students", type=FOLDER, nargs=-1, required=True)
 @out_option
 @click.option(
     "--steps",
@@ -312,7 +312,7 @@ def tune_int8(
 @click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
 @click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
 def export(
-    student: Path,
+    students: tuple[Path, ...],
     out: Path,
     steps: str | None,
     size: int | None,
@@ -320,19 +320,23 @@ def export(
     card: Path | None,
     licence: Path | None,
 ) -> None:
-    """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
+    """Export STUDENTS as one bundle: one graph per number of steps, golden cases, manifest.
+
+    Several students of one teacher, each for other numbers of steps, go into one bundle.
+    """
     _need_training()
     from csg_edge.export.assemble import export_bundle
+    from csg_edge.export.graph import choose_students
     from csg_edge.training.model import CsgModel
     from csg_edge.training.process import parse_steps
 
     documents = {"MODEL_CARD.md": card, "LICENSE": licence}
-    model = CsgModel.load(student)
-    model.image_size = size or model.image_size
+    models = [CsgModel.load(student) for student in students]
+    for model in models:
+        model.image_size = size or model.image_size
     manifest = export_bundle(
-        model,
+        choose_students(models, None if steps is None else parse_steps(steps)),
         out,
-        steps=model.steps if steps is None else parse_steps(steps),
         name=name or out.resolve().name,
         documents={document: path for document, path in documents.items() if path is not None},
     )

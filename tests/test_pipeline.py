@@ -36,6 +36,11 @@ card = "card.md"
 steps = "2"
 iterations = 2
 batch = 2
+[students.tiny-steps-4]
+joins = "tiny"
+steps = "4"
+iterations = 2
+batch = 2
 [students.tiny-nano]
 card = "card.md"
 network = "nano"
@@ -54,6 +59,7 @@ def test_a_recipe_leads_from_phantom_to_images(phantom_set: Path, tmp_path: Path
 
     phantom, bundle, out = tmp_path / "runs/tiny/phantom", tmp_path / "tiny", tmp_path / "images"
     assert json.loads(csg_edge("verify", bundle, "--json"))["passed"] is True
+    assert read_bundle(bundle).manifest.steps == (2, 4)
     assert read_bundle(tmp_path / "tiny-nano").manifest.steps == (1,)
     assert {path.name for path in bundle.glob("*.md")} == {"MODEL_CARD.md"}
     options = ("--mask", phantom / "masks", "--context", phantom / "contexts", "--bundle", bundle, "--steps", 2)

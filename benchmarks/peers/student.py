@@ -15,7 +15,7 @@ import numpy as np
 from csg_edge.bundle import find_bundle
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
-STUDENT = Path(__file__).parents[2] / "export" / "msk-256.student"
+STUDENTS = Path(__file__).parents[2] / "export"
 
 Make = Callable[[Any, Any, Any], Any]
 """mask (1, H, W) uint8, context (1, H, W) uint8, noise (1, C, h, w) float32 -> image (1, H, W) uint8."""
@@ -32,6 +32,11 @@ def bare_onnxruntime(*, bundle: str, steps: int, threads: int) -> Make:
     return lambda mask, context, noise: session.run(None, {"mask": mask, "context": context, "noise": noise})[0]
 
 
+def student_for(steps: int) -> Path:
+    """The student whose weights the shipped bundle has for a number of steps."""
+    return STUDENTS / ("msk-256-steps-4.student" if steps == 4 else "msk-256.student")
+
+
 def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -> Make:
     """The student's network in torch, channels last; bf16 by autocast, `compiled` by torch.compile."""
     import torch
@@ -40,7 +45,8 @@ def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -
     from csg_edge.training.model import CsgModel
 
     torch.set_num_threads(threads)
-    module: Any = FewStepGraph(CsgModel.load(STUDENT).eval(), steps).eval().to(memory_format=torch.channels_last)
+    student = CsgModel.load(student_for(steps)).eval()
+    module: Any = FewStepGraph(student, steps).eval().to(memory_format=torch.channels_last)
     if compiled:
         module = torch.compile(module)
 
@@ -59,9 +65,8 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
     import torch
 
     from csg_edge.training.model import CsgModel
-    from csg_edge.training.process import STUDENT_TIMESTEPS
 
-    model = CsgModel.load(STUDENT).eval()
+    model = CsgModel.load(student_for(steps)).eval()
     size, shape = model.image_size, model.latent_shape(1)
     pixels = torch.ones((1, size, size), dtype=torch.uint8)
     with torch.inference_mode():
@@ -93,7 +98,8 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
 
     # Worked out beforehand, as in our graph, so that the loop is charged for nothing that ours does not do.
     with torch.inference_mode():
-        times = [model.network.embed_time(torch.full((1,), now)) for now in STUDENT_TIMESTEPS[steps][:-1]]
+        spans = list(pairwise(model.timesteps(steps)))
+        times = [model.network.embed_time(torch.full((1,), now)) for now, _ in spans]
     embeddings = [time.numpy() for time in times]
     latent = torch.zeros(shape)
     parts = [
@@ -109,7 +115,7 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
     def make(mask: Any, context: Any, noise: Any) -> Any:
         conditions = call(encode, mask, context)
         latent = noise
-        for (now, then), embedding in zip(pairwise(STUDENT_TIMESTEPS[steps]), embeddings, strict=True):
+        for (now, then), embedding in zip(spans, embeddings, strict=True):
             (velocity,) = call(denoise, latent, embedding, *conditions)
             latent = latent + np.float32(then - now) * velocity
         return call(decode, latent)[0]

@@ -15,7 +15,7 @@ from csg_edge.bundle import FORMAT, Bundle, Engine, GoldenCase, Graph, Manifest,
 from csg_edge.conditions import write_png
 from csg_edge.errors import EngineError, InputError
 from csg_edge.export.aside import check_replaceable
-from csg_edge.export.graph import OPSET, FewStepGraph, check_student, export_graphs
+from csg_edge.export.graph import OPSET, FewStepGraph, export_graphs
 from csg_edge.export.parity import graph_error
 from csg_edge.export.targets import TOLERANCES
 from csg_edge.noise import noise_for
@@ -32,21 +32,23 @@ TARGETS = ("openvino:CPU:bf16", "openvino:CPU:fp32", "onnxruntime:CPU:fp32")
 
 
 def export_bundle(
-    model: CsgModel, out: Path, *, steps: Sequence[int], name: str, documents: Mapping[str, Path] = EMPTY
+    students: Mapping[int, CsgModel], out: Path, *, name: str, documents: Mapping[str, Path] = EMPTY
 ) -> Manifest:
-    """Write a bundle; `documents` are files to copy into it (card, licence), by their name there.
+    """Write a bundle of the `students` for each number of steps, as `choose_students` gives them.
+
+    `documents` are files to copy into it (card, licence), by their name there.
 
     Every graph and engine is held against torch on the golden cases; a 16-bit engine that is too far from it is left
-    out. Raises InputError if `out` holds something else, a document is missing or the model is no whole student,
-    EngineError if a graph is not the model; `out` is whole or untouched.
+    out. Raises InputError if `out` holds something else or a document is missing, EngineError if a graph is not the
+    model; `out` is whole or untouched.
     """
     check_replaceable(out)
-    check_student(model)
+    model = next(iter(students.values()))
     for path in documents.values():
         if not path.is_file():
             raise InputError(f"{path}: no such file; check the path of the {path.name} to put into the bundle")
     with folder_replaced(out) as aside:
-        paths = export_graphs(model, steps, aside / "graphs")
+        paths = export_graphs(students, aside / "graphs")
         graphs = tuple(Graph(count, "fp32", batch, f"graphs/{path.name}", {}) for (count, batch), path in paths.items())
         engines = tuple(
             Engine(target, graph.steps, graph.file, TOLERANCES[Target.parse(target).precision])
@@ -54,7 +56,7 @@ def export_bundle(
             for graph in graphs
             if graph.batch is None
         )
-        cases = _golden_cases(model.eval(), aside, steps)
+        cases = _golden_cases(students, aside)
         for document, path in documents.items():
             shutil.copyfile(path, aside / document)
         side = model.image_size
@@ -92,9 +94,10 @@ def _sort_out(bundle: Bundle, engines: Sequence[Engine]) -> tuple[tuple[Engine, 
     return tuple(kept), left_out
 
 
-def _golden_cases(model: CsgModel, directory: Path, steps: Sequence[int]) -> tuple[GoldenCase, ...]:
+def _golden_cases(students: Mapping[int, CsgModel], directory: Path) -> tuple[GoldenCase, ...]:
     """Write one case per phantom scene, with the fp32 torch image of each number of steps."""
-    references = {count: FewStepGraph(model, count).eval() for count in steps}
+    references = {count: FewStepGraph(student, count).eval() for count, student in students.items()}
+    model = next(iter(students.values()))
     cases = []
     (directory / "golden").mkdir()
     for index, scene in enumerate(SCENES):
@@ -107,7 +110,7 @@ def _golden_cases(model: CsgModel, directory: Path, steps: Sequence[int]) -> tup
             mask=f"golden/{scene}.mask.png",
             context=f"golden/{scene}.context.png",
             seed=index,
-            expected={str(count): f"golden/{scene}.steps-{count}.png" for count in steps},
+            expected={str(count): f"golden/{scene}.steps-{count}.png" for count in students},
         )
         write_png(directory / case.mask, mask)
         write_png(directory / case.context, context)

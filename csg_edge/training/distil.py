@@ -1,11 +1,11 @@
 """Distillation by offline trajectory regression.
 
-The student learns to jump from the noise to the clean end of its teacher's trajectory, f(z_t, t) = z_t - t v(z_t, t)
+From the noise, the student learns to jump to the clean end of its teacher's trajectory, f(z_t, t) = z_t - t v(z_t, t)
 (the parametrisation of consistency models, Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation
-of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: where its own steps
-have taken it from the noise. Points of the teacher's curved trajectory instead made four steps far too contrasty, and
-points towards its first jump alone left four steps no better than two. Nothing chases itself or an adversary: it cannot
-diverge.
+of Luhman & Luhman, arXiv 2101.02388). A student of one number of steps jumps to the next of its stops on that
+trajectory instead, s: z_t + (s - t) v(z_t, t). One that serves several numbers, or whose teacher tells the ends alone,
+always goes for the clean end, and learns later steps where its own steps have taken it. Nothing chases itself or an
+adversary.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from csg_edge.training.autoencoder import BlockDct
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
-from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
 LOSS_FLOOR = 1e-4
+SHARES = {1: 1, 2: 1, 4: 2}  # of the draws, by number of steps
+OWN_STEPS = 0.25  # of the draws at later stops, where the trajectory could be followed: rather where own steps lead
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
 POWER_FLOOR = 1e-2  # of latents of unit variance
 SEAM_CELL = 8  # pixels along and seams across, over which the power of the steps at seams is taken
@@ -74,24 +75,33 @@ def distil(
     run = {"steps": student.steps, "network": student.network.config.to_json(), "start": student.fingerprint()}
     check_same(out / "student.json", {**run, **asdict(terms)})
     student = student.to(device, memory_format=torch.channels_last)
-    network, places = student.network.train(), student.inner_places
+    network = student.network.train()
     state = start_or_resume(network, loop, out)
     evaluate = torch.compile(network) if compiled else network
 
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
-        rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
-        noise, clean, mask, context = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
-        # Half of the draws at pure noise, where one-step students live.
-        later = (random.random(loop.batch) < 0.5) & bool(places)
-        drawn = [places[index] if chosen else (1, 0) for chosen, index in zip(
-            later, random.integers(max(len(places), 1), size=loop.batch), strict=True
-        )]  # fmt: skip
+        rows = [int(row) for row in random.integers(trajectories.count, size=loop.batch)]
+        noise, _, mask, context = (
+            torch.stack(column).to(device) for column in zip(*map(trajectories.read, rows), strict=True)
+        )
+        drawn = draw_places(student, random, loop.batch)
+        spans = [student.span(place) for place in drawn]
+        walked = [not student.jumps or bool(own) for own in random.random(loop.batch) < OWN_STEPS]
+        now, then = (torch.tensor(ends, dtype=torch.float32, device=device) for ends in zip(*spans, strict=True))
         with autocast(device, loop.precision):
-            latent, timestep = walk(student, noise, mask, context, drawn)
-            velocity = evaluate(latent, network.embed_time(timestep), student.conditions(mask, context))
-        jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
-        wanted = clean / deviation
+            stand = [place if own else (1, 0) for place, own in zip(drawn, walked, strict=True)]
+            latent = walk(student, noise, mask, context, stand)
+            for index, (row, (start, _), own) in enumerate(zip(rows, spans, walked, strict=True)):
+                if not own:
+                    latent[index] = trajectories.latent(row, start).to(device)
+            velocity = evaluate(latent, network.embed_time(now), student.conditions(mask, context))
+        # What is left of a stop without its share of the noise: there an error counts as it will at the clean end.
+        share = then.view(-1, 1, 1, 1)
+        landed = latent + (share - now.view(-1, 1, 1, 1)) * velocity.float()
+        target = torch.stack([trajectories.latent(row, stop) for row, (_, stop) in zip(rows, spans, strict=True)])
+        jump = (landed - share * noise) / (1.0 - share)
+        wanted = (target.to(device) - share * noise) / (1.0 - share) / deviation
         distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
         if terms.texture:
             distance = distance + terms.texture * texture_distance(jump, wanted)
@@ -109,27 +119,25 @@ def distil(
     return finished
 
 
-@torch.no_grad()
-def walk(
-    student: CsgModel, noise: Tensor, mask: Tensor, context: Tensor, places: Sequence[tuple[int, int]]
-) -> tuple[Tensor, Tensor]:
-    """Where a few-step student stands: (B, C, h, w) latents and (B,) timesteps.
+def draw_places(student: CsgModel, random: np.random.Generator, count: int) -> list[tuple[int, int]]:
+    """Which evaluations to train: a number of steps by SHARES, and any of its places, as `CsgModel.places` has them."""
+    weights = np.array([SHARES[steps] / steps for steps, _ in student.places])
+    return [student.places[index] for index in random.choice(len(weights), size=count, p=weights / weights.sum())]
 
-    places: for each image the number of steps of a student and how many of them it has taken, by its own evaluations.
-    """
-    latent, network = noise.clone(), student.network
-    timesteps = [STUDENT_TIMESTEPS[count] for count, _ in places]
+
+@torch.no_grad()
+def walk(student: CsgModel, noise: Tensor, mask: Tensor, context: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+    """(B, C, h, w) latents where a few-step student stands after its own evaluations, one place for each image."""
+    latent = noise.clone()
+    timesteps = [student.timesteps(count) for count, _ in places]
     for done in range(max(taken for _, taken in places)):
         rows = [row for row, (_, taken) in enumerate(places) if taken > done]
         chosen = torch.tensor(rows, device=noise.device)
         now, then = (
             torch.tensor([timesteps[row][index] for row in rows], device=noise.device) for index in (done, done + 1)
         )
-        conditions = student.conditions(mask[chosen], context[chosen])
-        velocity = network(latent[chosen], network.embed_time(now), conditions).float()
-        latent[chosen] += (then - now).view(-1, 1, 1, 1) * velocity
-    reached = [row[taken] for row, (_, taken) in zip(timesteps, places, strict=True)]
-    return latent, torch.tensor(reached, dtype=torch.float32, device=noise.device)
+        latent[chosen] = student.step(latent[chosen], now, then, student.conditions(mask[chosen], context[chosen]))
+    return latent
 
 
 def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
