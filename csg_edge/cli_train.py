@@ -159,7 +159,10 @@ def train_autoencoder(
     help="Sampling steps of a teacher in diffusers layout; as its csg.json says if not given.",
 )
 @click.option(
-    "--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations to learn, by one student."
+    "--steps",
+    default="1,2,4",
+    show_default=True,
+    help="Numbers of denoiser evaluations to learn, by one student; 2 or 4 alone goes from stop to stop.",
 )
 @click.option(
     "--network",

@@ -15,7 +15,7 @@ import numpy as np
 from csg_edge.bundle import find_bundle
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
-STUDENTS = Path(__file__).parents[2] / "export"
+STUDENT = Path(__file__).parents[2] / "export" / "msk-256.student"
 
 Make = Callable[[Any, Any, Any], Any]
 """mask (1, H, W) uint8, context (1, H, W) uint8, noise (1, C, h, w) float32 -> image (1, H, W) uint8."""
@@ -32,11 +32,6 @@ def bare_onnxruntime(*, bundle: str, steps: int, threads: int) -> Make:
     return lambda mask, context, noise: session.run(None, {"mask": mask, "context": context, "noise": noise})[0]
 
 
-def student_for(steps: int) -> Path:
-    """The student whose weights the shipped bundle has for a number of steps."""
-    return STUDENTS / ("msk-256-steps-4.student" if steps == 4 else "msk-256.student")
-
-
 def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -> Make:
     """The student's network in torch, channels last; bf16 by autocast, `compiled` by torch.compile."""
     import torch
@@ -45,7 +40,7 @@ def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -
     from csg_edge.training.model import CsgModel
 
     torch.set_num_threads(threads)
-    student = CsgModel.load(student_for(steps)).eval()
+    student = CsgModel.load(STUDENT).eval()
     module: Any = FewStepGraph(student, steps).eval().to(memory_format=torch.channels_last)
     if compiled:
         module = torch.compile(module)
@@ -66,7 +61,7 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
 
     from csg_edge.training.model import CsgModel
 
-    model = CsgModel.load(student_for(steps)).eval()
+    model = CsgModel.load(STUDENT).eval()
     size, shape = model.image_size, model.latent_shape(1)
     pixels = torch.ones((1, size, size), dtype=torch.uint8)
     with torch.inference_mode():

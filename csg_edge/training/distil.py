@@ -32,7 +32,7 @@ from csg_edge.training.trajectories import Trajectories
 
 LOSS_FLOOR = 1e-4
 SHARES = {1: 1, 2: 1, 4: 2}  # of the draws, by number of steps
-OWN_STEPS = 0.25  # of the draws at later stops, where the trajectory could be followed: rather where own steps lead
+OWN_STEPS = 0.6  # of the draws at later stops; the others stand on the trajectory, where a student never quite does
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
 POWER_FLOOR = 1e-2  # of latents of unit variance
 SEAM_CELL = 8  # pixels along and seams across, over which the power of the steps at seams is taken
