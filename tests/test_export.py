@@ -292,14 +292,16 @@ def test_another_size_than_the_training_size(student: CsgModel, tmp_path: Path) 
 def test_a_teacher_is_no_student(student: CsgModel, tmp_path: Path) -> None:
     teacher = CsgModel(student.network, student.autoencoder, schema=student.schema, image_size=SIZE, role="teacher")
     with pytest.raises(InputError, match="this is a teacher; make a student of it with `csg-edge distill`"):
-        choose_students([teacher])
+        export_bundle({1: teacher}, tmp_path / "out", name="tiny")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_student_with_other_channels_than_its_autoencoder(student: CsgModel, tmp_path: Path) -> None:
     network = CsgUNet(replace(TINY, latent_channels=8))
     other = CsgModel(network, student.autoencoder, schema=student.schema, image_size=SIZE, role="student")
     with pytest.raises(InputError, match=r"8 latent channels at 1/4 size, the autoencoder makes 16"):
-        choose_students([other])
+        export_bundle({1: other}, tmp_path / "out", name="tiny")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_students_for_other_steps_share_a_bundle(student: CsgModel, tmp_path: Path) -> None:

@@ -40,8 +40,7 @@ def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -
     from csg_edge.training.model import CsgModel
 
     torch.set_num_threads(threads)
-    student = CsgModel.load(STUDENT).eval()
-    module: Any = FewStepGraph(student, steps).eval().to(memory_format=torch.channels_last)
+    module: Any = FewStepGraph(CsgModel.load(STUDENT).eval(), steps).eval().to(memory_format=torch.channels_last)
     if compiled:
         module = torch.compile(module)
 

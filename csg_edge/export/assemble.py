@@ -15,7 +15,7 @@ from csg_edge.bundle import FORMAT, Bundle, Engine, GoldenCase, Graph, Manifest,
 from csg_edge.conditions import write_png
 from csg_edge.errors import EngineError, InputError
 from csg_edge.export.aside import check_replaceable
-from csg_edge.export.graph import OPSET, FewStepGraph, export_graphs
+from csg_edge.export.graph import OPSET, FewStepGraph, check_student, export_graphs
 from csg_edge.export.parity import graph_error
 from csg_edge.export.targets import TOLERANCES
 from csg_edge.noise import noise_for
@@ -39,10 +39,12 @@ def export_bundle(
     `documents` are files to copy into it (card, licence), by their name there.
 
     Every graph and engine is held against torch on the golden cases; a 16-bit engine that is too far from it is left
-    out. Raises InputError if `out` holds something else or a document is missing, EngineError if a graph is not the
-    model; `out` is whole or untouched.
+    out. Raises InputError if `out` holds something else, a document is missing or a model is no whole student,
+    EngineError if a graph is not the model; `out` is whole or untouched.
     """
     check_replaceable(out)
+    for student in students.values():
+        check_student(student)
     model = next(iter(students.values()))
     for path in documents.values():
         if not path.is_file():

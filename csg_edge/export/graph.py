@@ -134,18 +134,16 @@ def check_student(model: CsgModel) -> None:
 def choose_students(models: Sequence[CsgModel], steps: Sequence[int] | None = None) -> dict[int, CsgModel]:
     """Number of steps -> the student for it, of students that one bundle can hold; all their numbers if not given.
 
-    Raises InputError for a model that is no whole student, a number of steps that none was made for, or students that
-    share one or differ in image size, noise or labels: callers of a bundle change nothing but `steps`.
+    Raises InputError for a number of steps that none was made for, or students that share one or differ in image size,
+    noise or labels: callers of a bundle change nothing but `steps`.
     """
     students: dict[int, CsgModel] = {}
     for model in models:
-        check_student(model)
-        first = models[0]
         if twice := sorted(set(model.steps) & set(students)):
             raise InputError(
                 f"students: two of them were made for {', '.join(map(str, twice))} steps; leave one of them out"
             )
-        mine, theirs = ((one.latent_shape(1), one.image_size, one.schema) for one in (model, first))
+        mine, theirs = ((one.latent_shape(1), one.image_size, one.schema) for one in (model, models[0]))
         if mine != theirs:
             raise InputError("students: they differ in image size, noise or labels; give students of one teacher")
         students |= dict.fromkeys(model.steps, model)
@@ -161,8 +159,11 @@ def choose_students(models: Sequence[CsgModel], steps: Sequence[int] | None = No
 def export_graphs(students: Mapping[int, CsgModel], directory: Path) -> dict[tuple[int, int | None], Path]:
     """Write, for each number of steps, the graph for a free batch and for batch 1, and one weights file they share.
 
-    students: as `choose_students` gives them. Returns (steps, batch) -> path.
+    students: as `choose_students` gives them. Returns (steps, batch) -> path. Raises InputError for a model that is no
+    whole student.
     """
+    for model in students.values():
+        check_student(model)
     graphs = {
         (count, batch): _trace(FewStepGraph(model.cpu().eval(), count).eval(), model, batch)
         for count, model in students.items()

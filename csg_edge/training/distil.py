@@ -31,7 +31,6 @@ from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
 LOSS_FLOOR = 1e-4
-SHARES = {1: 1, 2: 1, 4: 2}  # of the draws, by number of steps
 OWN_STEPS = 0.6  # of the draws at later stops; the others stand on the trajectory, where a student never quite does
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
 POWER_FLOOR = 1e-2  # of latents of unit variance
@@ -82,7 +81,7 @@ def distil(
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
         rows = [int(row) for row in random.integers(trajectories.count, size=loop.batch)]
-        noise, _, mask, context = (
+        noise, clean, mask, context = (
             torch.stack(column).to(device) for column in zip(*map(trajectories.read, rows), strict=True)
         )
         drawn = draw_places(student, random, loop.batch)
@@ -99,9 +98,12 @@ def distil(
         # What is left of a stop without its share of the noise: there an error counts as it will at the clean end.
         share = then.view(-1, 1, 1, 1)
         landed = latent + (share - now.view(-1, 1, 1, 1)) * velocity.float()
-        target = torch.stack([trajectories.latent(row, stop) for row, (_, stop) in zip(rows, spans, strict=True)])
+        target = clean.clone()
+        for index, (row, (_, stop)) in enumerate(zip(rows, spans, strict=True)):
+            if stop:
+                target[index] = trajectories.latent(row, stop).to(device)
         jump = (landed - share * noise) / (1.0 - share)
-        wanted = (target.to(device) - share * noise) / (1.0 - share) / deviation
+        wanted = (target - share * noise) / (1.0 - share) / deviation
         distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
         if terms.texture:
             distance = distance + terms.texture * texture_distance(jump, wanted)
@@ -120,9 +122,16 @@ def distil(
 
 
 def draw_places(student: CsgModel, random: np.random.Generator, count: int) -> list[tuple[int, int]]:
-    """Which evaluations to train: a number of steps by SHARES, and any of its places, as `CsgModel.places` has them."""
-    weights = np.array([SHARES[steps] / steps for steps, _ in student.places])
-    return [student.places[index] for index in random.choice(len(weights), size=count, p=weights / weights.sum())]
+    """Which evaluations to train, of `CsgModel.places`: all alike, where jumps go from stop to stop.
+
+    For the clean end, first evaluations are the same whatever the number of steps: together they are half of the draws.
+    """
+    places = student.places
+    weights = np.ones(len(places))
+    if not student.jumps:
+        first = np.array([taken == 0 for _, taken in places])
+        weights[first] = max((~first).sum(), 1) / first.sum()
+    return [places[index] for index in random.choice(len(places), size=count, p=weights / weights.sum())]
 
 
 @torch.no_grad()

@@ -51,9 +51,9 @@ def start_student(
     """The student before training, and by what its latents are smaller than the teacher's.
 
     It inherits every weight of our own teacher that fits its shape (`config`, or `network` of NETWORKS); the rest is
-    drawn by the seed. See `jumps_for`. A foreign teacher's latents are brought
-    to unit variance: a flow's noise levels are made for that, and not every autoencoder is scaled so. Raises
-    TrainingError for a teacher whose latents cannot be rescaled.
+    drawn by the seed. Where its jumps end is as `jumps_for` says. A foreign teacher's latents are brought to unit
+    variance: a flow's noise levels are made for that, and not every autoencoder is scaled so. Raises TrainingError for
+    a teacher whose latents cannot be rescaled.
     """
     torch.manual_seed(seed)
     if isinstance(teacher, CsgModel):

@@ -138,13 +138,8 @@ class Trajectories:
                 f"{directory}: unreadable trajectories ({error}); delete the folder and run again"
             ) from None
 
-    @property
-    def stops(self) -> tuple[float, ...]:
-        """Timesteps between the ends whose latents are stored."""
-        return tuple(stop for stop in STOPS if latent_name(stop) in self._files[0].keys())  # noqa: SIM118 - no dict
-
     def latent(self, index: int, timestep: float) -> Tensor:
-        """(C, h, w) latent of one trajectory at 1 (the noise), 0 (the clean end) or one of `stops`."""
+        """(C, h, w) latent of one trajectory at 1 (noise), 0 (clean) or, where the teacher tells it, one of STOPS."""
         row: Tensor = self._files[index // SHARD].get_slice(latent_name(timestep))[index % SHARD]
         return row.float()
 
