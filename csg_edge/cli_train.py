@@ -10,6 +10,7 @@ import click
 
 from csg_edge.cli_build import need
 from csg_edge.cli_options import SEED, seed_option
+from csg_edge.quality.commands import NEEDED
 
 FOLDER = click.Path(path_type=Path)
 NETWORKS = ("full", "nano")  # as csg_edge.training.student has them; it needs torch, and --help should not
@@ -179,6 +180,11 @@ def train_autoencoder(
 @weight_option(
     "--relative", "Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy."
 )
+@weight_option(
+    "--statistics",
+    "Weight of what all images miss alike, as features see it; 10 for the last few hundred iterations. Needs the "
+    "quality extra, whose encoder is fitted first, beside the trajectories.",
+)
 @click.option(
     "--compile/--no-compile",
     "compiled",
@@ -198,7 +204,7 @@ def train_autoencoder(
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
     teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
-    compiled: bool, init: Path | None,
+    statistics: float, compiled: bool, init: Path | None,
     iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
@@ -210,7 +216,7 @@ def distill(
     """
     _need_training()
     from csg_edge.training.device import check_compiler, choose_device, choose_precision
-    from csg_edge.training.distil import LossTerms, check_seams, distil
+    from csg_edge.training.distil import LossTerms, check_terms, distil
     from csg_edge.training.loop import LoopConfig
     from csg_edge.training.process import parse_steps
     from csg_edge.training.student import continue_student, start_student
@@ -231,7 +237,10 @@ def distill(
     )
     model = load_teacher(teacher, steps=teacher_steps)
     # Refused before hours of trajectories, not after.
-    check_seams(seams, model.autoencoder)
+    terms = LossTerms(texture, seams, relative, statistics)
+    check_terms(terms, model.autoencoder, batch=batch)
+    if statistics:
+        need(*NEEDED, extra="quality")
     if init is not None:
         continue_student(init, model, steps=wanted)
     folder = trajectories_in or out / "trajectories"
@@ -239,6 +248,13 @@ def distill(
     finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)
     if finished:
         stored = Trajectories(folder, trajectories)
+        features = None
+        if statistics:
+            from csg_edge.training.statistics import fit_statistics
+
+            features = fit_statistics(model, stored, list(data), folder / "statistics", precision=arithmetic)
+            finished = features is not None
+    if finished:
         student, deviation = (
             start_student(model, stored, network=network, steps=wanted, seed=seed)
             if init is None
@@ -248,7 +264,8 @@ def distill(
             student,
             stored,
             loop,
-            terms=LossTerms(texture, seams, relative),
+            terms=terms,
+            statistics=features,
             deviation=deviation,
             compiled=compiled,
             out=out,

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,19 @@ from csg_edge.errors import InputError, TrainingError
 from csg_edge.export.graph import FewStepGraph, choose_students, export_graphs
 from csg_edge.export.weights import read_graph
 from csg_edge.labels import MSK_SCHEMA
+from csg_edge.quality.evaluators import Encoder
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, unit_to_image
 from csg_edge.training.device import check_compiler
 from csg_edge.training.distil import (
     LossTerms,
+    check_terms,
     distil,
     draw_places,
     relative_distance,
     seam_distances,
+    squared_shift,
     texture_distance,
     walk,
 )
@@ -34,6 +38,7 @@ from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import JUMP_TIMESTEPS, STUDENT_TIMESTEPS, mix, teacher_timesteps
+from csg_edge.training.statistics import Statistics
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
@@ -235,6 +240,77 @@ def test_seams_are_refused_where_there_are_no_blocks(
     with pytest.raises(TrainingError, match="--seams"):
         distil(student, stored, LOOP, terms=LossTerms(seams=8.0), out=tmp_path / "other", device=CPU)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture(scope="module")
+def statistics(teacher: CsgModel, stored: Trajectories) -> Statistics:
+    torch.manual_seed(0)
+    assert isinstance(teacher.autoencoder, BlockDct)
+    return Statistics(Encoder(), teacher.autoencoder, stored)
+
+
+class TestStatistics:
+    def test_scatter_is_no_shift(self) -> None:
+        draws = torch.randn(2000, 4, 8, generator=torch.Generator().manual_seed(0))
+        found = torch.stack([squared_shift(draw) for draw in draws])
+        assert found.mean().abs() < 0.02  # where the square of the mean would be 0.25
+        assert torch.stack([squared_shift(draw + 0.5) for draw in draws]).mean() == pytest.approx(0.25, abs=0.02)
+
+    def test_features_are_scaled_by_the_teachers_own_images(self, stored: Trajectories, statistics: Statistics) -> None:
+        clean, _ = stored.sample(16)
+        blocks = BlockDct(BlockDctConfig.fit(np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), np.uint8)))
+        features = statistics(blocks.decode_unit(clean))
+        assert features.shape == (16, 15)  # fewer images than components
+        torch.testing.assert_close(features.mean(0), torch.zeros(15), atol=1e-3, rtol=0.0)
+        torch.testing.assert_close(features.square().mean(0), torch.ones(15), atol=1e-2, rtol=0.0)
+
+    def test_power_that_a_regression_averages_away_comes_back(
+        self, teacher: CsgModel, stored: Trajectories, statistics: Statistics
+    ) -> None:
+        # A student that sees each latent through noise as strong, and can only turn it down.
+        blocks = teacher.autoencoder
+        assert isinstance(blocks, BlockDct)
+        clean, _ = stored.sample(16)
+        seen = clean + clean.std() * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        meant = statistics(blocks.decode_unit(clean))
+        gains = []
+        for weight in (0.0, 10.0):
+            gain = torch.ones((), requires_grad=True)
+            optimizer = torch.optim.Adam([gain], lr=0.05)
+            for _ in range(60):
+                shift = squared_shift(statistics(blocks.decode_unit(gain * seen)) - meant)
+                loss = (gain * seen - clean).square().mean().sqrt() + weight * shift
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            gains.append(gain.item())
+        assert gains[0] == pytest.approx(0.5, abs=0.03)
+        assert gains[1] == pytest.approx(0.5**0.5, abs=0.1)
+
+    def test_a_batch_stands_at_one_evaluation(
+        self, teacher: CsgModel, stored: Trajectories, statistics: Statistics, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        stands: list[set[tuple[int, int]]] = []
+
+        def watched(student: CsgModel, *inputs: Any) -> torch.Tensor:
+            stands.append(set(inputs[-1]))
+            return walk(student, *inputs)
+
+        monkeypatch.setattr("csg_edge.training.distil.walk", watched)
+        student, _ = start_student(teacher, stored)
+        loop = LoopConfig(iterations=6, batch=4, warmup=1)
+        terms = LossTerms(statistics=1.0)
+        assert distil(student, stored, loop, terms=terms, statistics=statistics, out=tmp_path, device=CPU)
+        assert len(stands) == 6
+        assert all(len(stand) == 1 for stand in stands)
+        assert len({next(iter(stand)) for stand in stands}) > 1
+
+    def test_what_cannot_be_compared_is_refused(self, teacher: CsgModel) -> None:
+        with pytest.raises(TrainingError, match="--statistics: compares the halves of a batch; give a --batch of 2"):
+            check_terms(LossTerms(statistics=1.0), teacher.autoencoder, batch=1)
+        with pytest.raises(TrainingError, match="--statistics: not for the latents of a learned autoencoder"):
+            check_terms(LossTerms(statistics=1.0), torch.nn.Identity(), batch=2)
 
 
 def test_a_run_with_another_loss_is_not_continued(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:

@@ -55,14 +55,12 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
     roots = list(config.data)
     sets = read_training_sets(roots, schema, split="train", size=config.image_size)
     segmenter = make_segmenter(len(schema))
-    encoder = Encoder().to(memory_format=torch.channels_last)
     loop = LoopConfig(
         iterations=config.segmenter_iterations, batch=8, learning_rate=1e-3, warmup=50, decay=0.7, ema=0.995,
         seed=config.seed, precision="fp32",
     )  # fmt: skip
     if not _train(segmenter, loop, sets, runs / "segmenter", _segmentation_loss(segmenter)):
         return False
-    heads = EncoderHeads(encoder, len(schema))
     loop = replace(
         loop,
         iterations=config.encoder_iterations,
@@ -71,7 +69,8 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
         seed=config.seed + 1,
         precision=config.precision,
     )
-    if not _train(heads, loop, sets, runs / "encoder", _encoder_loss(heads, loop)):
+    encoder = fit_encoder(sets, len(schema), loop, runs / "encoder")
+    if encoder is None:
         return False
     held_out = [_held_out_dice(segmenter.eval(), root, schema, config) for root in roots]
     record: dict[str, object] = {
@@ -80,8 +79,14 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
         "seed": config.seed,
         "dice_on_held_out_groups": {name: value for found in held_out for name, value in found.items()},
     }
-    save_evaluators(out, segmenter, heads.encoder, schema=schema, image_size=config.image_size, record=record)
+    save_evaluators(out, segmenter, encoder, schema=schema, image_size=config.image_size, record=record)
     return True
+
+
+def fit_encoder(sets: list[LabelledSet], classes: int, loop: LoopConfig, directory: Path) -> Encoder | None:
+    """Train or resume an encoder in `directory`; None when stopped early."""
+    heads = EncoderHeads(Encoder().to(memory_format=torch.channels_last), classes)
+    return heads.encoder if _train(heads, loop, sets, directory, _encoder_loss(heads, loop)) else None
 
 
 class EncoderHeads(nn.Module):

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from csg_edge.training.model import CsgModel
 from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
+if TYPE_CHECKING:  # it needs the quality extra, which a student trained without it does not
+    from csg_edge.training.statistics import Statistics
+
 LOSS_FLOOR = 1e-4
 OWN_STEPS = 0.6  # of the draws at later stops; the others stand on the trajectory, where a student never quite does
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
@@ -43,12 +46,14 @@ class LossTerms:
     """Weights of what is added to the root mean square distance per image.
 
     texture: of `texture_distance`, and of the like for seams, which keep the power that a regression would average
-    away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`.
+    away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`. statistics:
+    of `squared_shift` of features, for which all images of a batch stand at one evaluation.
     """
 
     texture: float = 0.0
     seams: float = 0.0
     relative: float = 0.0
+    statistics: float = 0.0
 
 
 def distil(
@@ -57,6 +62,7 @@ def distil(
     loop: LoopConfig,
     *,
     terms: LossTerms = LossTerms(),
+    statistics: Statistics | None = None,
     deviation: float = 1.0,
     compiled: bool = False,
     out: Path,
@@ -64,17 +70,18 @@ def distil(
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
-    deviation: of the trajectories' latents, where the student's have 1. compiled: by torch.compile, which takes minutes
-    to begin and then half the time an iteration; it needs a C++ compiler. Raises TrainingError for `terms.seams` of a
-    learned autoencoder, which has none.
+    statistics: wanted where `terms.statistics` is not 0. deviation: of the trajectories' latents, where the student's
+    have 1. compiled: by torch.compile, which takes minutes to begin and then half the time an iteration; it needs a C++
+    compiler. Raises TrainingError as `check_terms`.
     """
     blocks = student.autoencoder
-    check_seams(terms.seams, blocks)
+    check_terms(terms, blocks, batch=loop.batch)
     # Weights fit a network of any number of steps: only this tells a run's students apart.
     run = {"steps": student.steps, "network": student.network.config.to_json(), "start": student.fingerprint()}
     check_same(out / "student.json", {**run, **asdict(terms)})
     student = student.to(device, memory_format=torch.channels_last)
     network = student.network.train()
+    statistics = None if statistics is None else statistics.to(device)
     state = start_or_resume(network, loop, out)
     evaluate = torch.compile(network) if compiled else network
 
@@ -84,7 +91,8 @@ def distil(
         noise, clean, mask, context = (
             torch.stack(column).to(device) for column in zip(*map(trajectories.read, rows), strict=True)
         )
-        drawn = draw_places(student, random, loop.batch)
+        drawn = draw_places(student, random, loop.batch if statistics is None else 1)
+        drawn *= loop.batch // len(drawn)  # a mean of features is that of one evaluation
         spans = [student.span(place) for place in drawn]
         walked = [not student.jumps or bool(own) for own in random.random(loop.batch) < OWN_STEPS]
         now, then = (torch.tensor(ends, dtype=torch.float32, device=device) for ends in zip(*spans, strict=True))
@@ -109,10 +117,14 @@ def distil(
             distance = distance + terms.texture * texture_distance(jump, wanted)
         if terms.relative:
             distance = distance + terms.relative * relative_distance(jump, wanted)
-        if isinstance(blocks, BlockDct) and (terms.texture or terms.seams):
-            images = blocks.decode_unit(jump), blocks.decode_unit(wanted)
-            error, power = seam_distances(*images, patch=blocks.patch)
+        if isinstance(blocks, BlockDct) and (terms.texture or terms.seams or statistics is not None):
+            made, meant = blocks.decode_unit(jump), blocks.decode_unit(wanted)
+            error, power = seam_distances(made, meant, patch=blocks.patch)
             distance = distance + terms.seams * error + terms.texture * power
+            if statistics is not None:
+                with autocast(device, loop.precision):
+                    differences = statistics(made) - statistics(meant)
+                distance = distance + terms.statistics * squared_shift(differences)
         return distance
 
     finished = fit(state, loss, loop, directory=out, label="distil")
@@ -190,10 +202,26 @@ def seam_distances(made: Tensor, wanted: Tensor, *, patch: int) -> tuple[Tensor,
     return error, across + down
 
 
-def check_seams(weight: float, autoencoder: object) -> None:
-    """Raise TrainingError for a weight of seams where latents have no blocks: a student's are its teacher's."""
-    if weight and not isinstance(autoencoder, BlockDct):
-        raise TrainingError("--seams: the latents of a learned autoencoder have no blocks; leave it out")
+def squared_shift(differences: Tensor) -> Tensor:
+    """Of (B, K) differences of features, B at least 2: the mean square of their mean, without bias.
+
+    The product of the means of two halves: the square of one mean would count the scatter of a small batch, too, and
+    pull all images together.
+    """
+    half = len(differences) // 2
+    return (differences[:half].mean(0) * differences[half:].mean(0)).mean()
+
+
+def check_terms(terms: LossTerms, autoencoder: object, *, batch: int) -> None:
+    """Raise TrainingError for terms that this autoencoder, a student's or its teacher's, or the batch cannot give."""
+    for weight, option, lacks in (
+        (terms.seams, "--seams", "the latents of a learned autoencoder have no blocks"),
+        (terms.statistics, "--statistics", "not for the latents of a learned autoencoder"),
+    ):
+        if weight and not isinstance(autoencoder, BlockDct):
+            raise TrainingError(f"{option}: {lacks}; leave it out")
+    if terms.statistics and batch < 2:
+        raise TrainingError("--statistics: compares the halves of a batch; give a --batch of 2 or more")
 
 
 def check_same(path: Path, run: dict[str, Any]) -> None:
