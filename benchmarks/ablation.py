@@ -36,6 +36,7 @@ from csg_edge.training.device import autocast, choose_precision
 from csg_edge.training.distil import LossTerms, distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
+from csg_edge.training.process import STUDENT_TIMESTEPS, euler
 from csg_edge.training.storage import read_json
 from csg_edge.training.student import kernel_friendly, start_student
 from csg_edge.training.trajectories import Trajectories
@@ -150,7 +151,8 @@ def against_teacher(student: CsgModel, back: list[tuple[Tensor, ...]], steps: in
     for part in range(0, len(noise), 16):
         rows = slice(part, part + 16)
         with autocast(CPU, precision):
-            made.append(student.sample(mask[rows], context[rows], noise[rows], steps=steps))
+            velocity = student.velocity(student.conditions(mask[rows], context[rows]))
+            made.append(euler(velocity, noise[rows], STUDENT_TIMESTEPS[steps]))
     ends = torch.cat(made)
     power = ends.square().mean(dim=(0, 2, 3)) / clean.square().mean(dim=(0, 2, 3))
     return {
@@ -168,7 +170,8 @@ def sample(student: CsgModel, cases: Cases, steps: int) -> NDArray[np.uint8]:
         rows = slice(start, min(start + 16, len(cases)))
         mask, context = (torch.from_numpy(array[rows]) for array in (cases.wanted.masks, cases.contexts.images))
         noise = np.stack([noise_for(seed, student.latent_shape(1)[1:]) for seed in cases.seeds[rows]])
-        latent = student.sample(mask, context, torch.from_numpy(noise), steps=steps)
+        velocity = student.velocity(student.conditions(mask, context))
+        latent = euler(velocity, torch.from_numpy(noise), STUDENT_TIMESTEPS[steps])
         images.append(student.autoencoder.decode(latent).numpy())
     return np.concatenate(images)
 

@@ -62,7 +62,7 @@ def main() -> None:
         for name in arguments.row or SHAPES:
             model = student(SHAPES[name])
             rows[name] = {"gmac": round(gmac(model), 2), "parameters": count(model), "milliseconds": {}}
-            graph = export_graphs({1: model}, Path(folder) / name)[1, 1]
+            graph = export_graphs(model, (1,), Path(folder) / name)[1, 1]
             calls |= {(name, engine): call for engine, call in engines(graph, model).items()}
             print(name, rows[name], flush=True)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}

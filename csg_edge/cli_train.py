@@ -160,10 +160,7 @@ def train_autoencoder(
     help="Sampling steps of a teacher in diffusers layout; as its csg.json says if not given.",
 )
 @click.option(
-    "--steps",
-    default="1,2,4",
-    show_default=True,
-    help="Numbers of denoiser evaluations to learn, by one student; 2 or 4 alone goes from stop to stop.",
+    "--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations to learn, by one student."
 )
 @click.option(
     "--network",
@@ -318,7 +315,7 @@ def tune_int8(
 
 
 @click.command()
-@click.argument("students", type=FOLDER, nargs=-1, required=True)
+@click.argument("student", type=FOLDER)
 @out_option
 @click.option(
     "--steps",
@@ -332,7 +329,7 @@ def tune_int8(
 @click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
 @click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
 def export(
-    students: tuple[Path, ...],
+    student: Path,
     out: Path,
     steps: str | None,
     size: int | None,
@@ -340,23 +337,19 @@ def export(
     card: Path | None,
     licence: Path | None,
 ) -> None:
-    """Export STUDENTS as one bundle: one graph per number of steps, golden cases, manifest.
-
-    Several students of one teacher, each for other numbers of steps, go into one bundle.
-    """
+    """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
     _need_training()
     from csg_edge.export.assemble import export_bundle
-    from csg_edge.export.graph import choose_students
     from csg_edge.training.model import CsgModel
     from csg_edge.training.process import parse_steps
 
     documents = {"MODEL_CARD.md": card, "LICENSE": licence}
-    models = [CsgModel.load(student) for student in students]
-    for model in models:
-        model.image_size = size or model.image_size
+    model = CsgModel.load(student)
+    model.image_size = size or model.image_size
     manifest = export_bundle(
-        choose_students(models, None if steps is None else parse_steps(steps)),
+        model,
         out,
+        steps=model.steps if steps is None else parse_steps(steps),
         name=name or out.resolve().name,
         documents={document: path for document, path in documents.items() if path is not None},
     )

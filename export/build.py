@@ -31,20 +31,17 @@ def main() -> None:
         call("phantom", "--out", phantom, *flags(recipe["phantom"]))
     call("train", *sets, "--out", run / "teacher", *flags(recipe["train"]))
     kept = ["--trajectories-in", run / "trajectories", *flags(recipe["trajectories"])]
-    students = recipe["students"]
-    for student, options in students.items():
-        # One that joins another's bundle, for further numbers of steps, starts from that one's weights.
-        start = ["--init", run / options["joins"] / "student"] if "joins" in options else []
-        own = {key: value for key, value in options.items() if key not in ("card", "calibrate", "joins")}
-        call("distill", run / "teacher" / "teacher", *sets, "--out", run / student, *kept, *start, *flags(own))
-    for student, options in students.items():
-        if "joins" in options:
-            continue
+    for student, options in recipe["students"].items():
         out, bundle = run / student, arguments.bundles / student
-        others = [run / other / "student" for other, its in students.items() if its.get("joins") == student]
-        card, targets = arguments.recipe.parent / options["card"], options.get("calibrate", [])
+        card, targets = arguments.recipe.parent / options.pop("card"), options.pop("calibrate", [])
+        finish = options.pop("finish", {})
+        distill = ["distill", run / "teacher" / "teacher", *sets, *kept]
+        call(*distill, "--out", out, *flags(options))
+        if finish:
+            start, out = out, run / f"{student}-finished"
+            call(*distill, "--out", out, "--init", start / "student", *flags(options | finish))
         documents = ["--card", card, "--license", Path(__file__).parents[1] / "LICENSE"]
-        call("export", out / "student", *others, "--out", bundle, *documents, "--name", student)
+        call("export", out / "student", "--out", bundle, *documents, "--name", student)
         if targets:
             chosen = [part for target in targets for part in ("--target", target)]
             report = ["--report", out / "calibration", "--out", bundle]

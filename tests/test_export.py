@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from csg_edge.bundle import Bundle, read_bundle
+from csg_edge.bundle import read_bundle
 from csg_edge.errors import EngineError, InputError, TrainingError
 from csg_edge.export.assemble import export_bundle
-from csg_edge.export.graph import FewStepGraph, check_student, choose_students, export_graphs
+from csg_edge.export.graph import FewStepGraph, check_student, export_graphs
 from csg_edge.export.precision import simulate_half, to_half
 from csg_edge.export.weights import STORED, WEIGHTS_NAME, WIDEN, read_graph
-from csg_edge.labels import MSK_SCHEMA, LabelSchema
+from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import RUNTIMES, runtime_class
 from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
 from csg_edge.training.model import CsgModel
@@ -52,7 +51,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> CsgModel:
 
 @pytest.fixture(scope="module")
 def graphs(student: CsgModel, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    return export_graphs(choose_students([student], [1, 2]), tmp_path_factory.mktemp("graphs"))
+    return export_graphs(student, [1, 2], tmp_path_factory.mktemp("graphs"))
 
 
 def feeds(seed: int) -> dict[str, np.ndarray]:
@@ -149,7 +148,7 @@ def test_all_graphs_share_one_weights_file(graphs: Graphs) -> None:
 
 
 def test_same_student_same_files(student: CsgModel, graphs: Graphs, tmp_path: Path) -> None:
-    again = export_graphs(choose_students([student], [1, 2]), tmp_path)
+    again = export_graphs(student, [1, 2], tmp_path)
     for key, path in graphs.items():
         assert path.read_bytes() == again[key].read_bytes()
     assert (graphs[1, None].parent / WEIGHTS_NAME).read_bytes() == (tmp_path / WEIGHTS_NAME).read_bytes()
@@ -160,7 +159,7 @@ def test_bundle_proves_itself_and_is_replaced_whole(student: CsgModel, tmp_path:
     out = tmp_path / "bundle"
     card = tmp_path / "card.md"
     card.write_text("# card\n")
-    manifest = export_bundle({1: student}, out, name="tiny", documents={"MODEL_CARD.md": card})
+    manifest = export_bundle(student, out, steps=(1,), name="tiny", documents={"MODEL_CARD.md": card})
     assert manifest.steps == (1,)
     assert (out / "MODEL_CARD.md").read_text() == "# card\n"
     assert all(result.status != "failed" for result in verify_bundle(read_bundle(out)))
@@ -169,7 +168,7 @@ def test_bundle_proves_itself_and_is_replaced_whole(student: CsgModel, tmp_path:
         assert graph.error["share_within_1"] >= 0.999
         assert graph.error.keys() >= {"max_levels", "mean_levels", "p50_levels", "p99_levels", "worst_psnr"}
     assert {engine.state for engine in manifest.engines if engine.target.endswith("fp32")} == {"verified"}
-    export_bundle({1: student}, out, name="tiny")
+    export_bundle(student, out, steps=(1,), name="tiny")
     assert not (out / "MODEL_CARD.md").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -177,7 +176,7 @@ def test_bundle_proves_itself_and_is_replaced_whole(student: CsgModel, tmp_path:
 def test_a_folder_that_is_no_bundle_is_left_alone(student: CsgModel, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="not a bundle"):
-        export_bundle({1: student}, tmp_path, name="tiny")
+        export_bundle(student, tmp_path, steps=(1,), name="tiny")
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -272,7 +271,7 @@ def test_image_sizes_are_multiples_of_32_up_to_512(student: CsgModel, size: int,
 def test_another_size_than_the_training_size(student: CsgModel, tmp_path: Path) -> None:
     before, student.image_size = student.image_size, 96
     try:
-        paths = export_graphs({1: student}, tmp_path)
+        paths = export_graphs(student, [1], tmp_path)
         random = np.random.default_rng(0)
         inputs = {
             "mask": random.integers(0, 10, (1, 96, 96), dtype=np.uint8),
@@ -292,7 +291,7 @@ def test_another_size_than_the_training_size(student: CsgModel, tmp_path: Path) 
 def test_a_teacher_is_no_student(student: CsgModel, tmp_path: Path) -> None:
     teacher = CsgModel(student.network, student.autoencoder, schema=student.schema, image_size=SIZE, role="teacher")
     with pytest.raises(InputError, match="this is a teacher; make a student of it with `csg-edge distill`"):
-        export_bundle({1: teacher}, tmp_path / "out", name="tiny")
+        export_bundle(teacher, tmp_path / "out", steps=(1,), name="tiny")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -300,48 +299,8 @@ def test_a_student_with_other_channels_than_its_autoencoder(student: CsgModel, t
     network = CsgUNet(replace(TINY, latent_channels=8))
     other = CsgModel(network, student.autoencoder, schema=student.schema, image_size=SIZE, role="student")
     with pytest.raises(InputError, match=r"8 latent channels at 1/4 size, the autoencoder makes 16"):
-        export_bundle({1: other}, tmp_path / "out", name="tiny")
+        export_bundle(other, tmp_path / "out", steps=(1,), name="tiny")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_students_for_other_steps_share_a_bundle(student: CsgModel, tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    network = CsgUNet(student.network.config)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.05)
-    shape = {"schema": student.schema, "image_size": SIZE, "role": "student"}
-    four = CsgModel(network.eval(), student.autoencoder, **shape, steps=(4,), jumps=True)
-    one = CsgModel(student.network, student.autoencoder, **shape, steps=(1,))
-    manifest = export_bundle(choose_students([four, one]), tmp_path / "both", name="both")
-    assert manifest.steps == (1, 4)
-    alone = export_bundle({1: one}, tmp_path / "alone", name="alone")
-    bundle = Bundle(tmp_path / "both", manifest)
-    for other, count in ((Bundle(tmp_path / "alone", alone), 1), (bundle, 4)):
-        for case, same in zip(manifest.golden, other.manifest.golden, strict=True):
-            paths = [place.path / one.expected[str(count)] for place, one in ((bundle, case), (other, same))]
-            assert paths[0].read_bytes() == paths[1].read_bytes()
-    # Held against torch at every number of steps when exported; and they are two networks.
-    assert all(engine.state == "verified" for engine in manifest.engines if engine.target != "openvino:CPU:bf16")
-    sizes = [(tmp_path / name / "graphs" / "weights.safetensors").stat().st_size for name in ("both", "alone")]
-    assert sizes[0] > 1.8 * sizes[1]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": (1, 2)}, r"two of them were made for 1, 2 steps"),
-        ({"steps": (4,), "image_size": 2 * SIZE}, r"differ in image size, noise or labels"),
-        ({"steps": (4,), "schema": LabelSchema(tuple(f"class {index}" for index in range(10)))}, r"differ in"),
-    ],
-)
-def test_students_that_one_bundle_cannot_hold(student: CsgModel, change: dict[str, Any], message: str) -> None:
-    first = CsgModel(
-        student.network, student.autoencoder, schema=student.schema, image_size=SIZE, role="student", steps=(1, 2)
-    )
-    options = {"schema": student.schema, "image_size": SIZE, "role": "student", **change}
-    with pytest.raises(InputError, match=message):
-        choose_students([first, CsgModel(student.network, student.autoencoder, **options)])
 
 
 def test_a_student_whose_weights_are_of_other_widths_names_the_layer(student: CsgModel, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from csg_edge.bundle import read_bundle
 from csg_edge.training import trajectories
+from csg_edge.training.model import CsgModel
 
 BUILD = Path(__file__).parents[1] / "export" / "build.py"
 
@@ -36,11 +37,9 @@ card = "card.md"
 steps = "2"
 iterations = 2
 batch = 2
-[students.tiny-steps-4]
-joins = "tiny"
-steps = "4"
-iterations = 2
-batch = 2
+[students.tiny.finish]
+iterations = 1
+texture = 0.1
 [students.tiny-nano]
 card = "card.md"
 network = "nano"
@@ -58,8 +57,12 @@ def test_a_recipe_leads_from_phantom_to_images(phantom_set: Path, tmp_path: Path
     subprocess.run([*build, "--runs", tmp_path / "runs", "--bundles", tmp_path], check=True)
 
     phantom, bundle, out = tmp_path / "runs/tiny/phantom", tmp_path / "tiny", tmp_path / "images"
+    runs = tmp_path / "runs/tiny"
+    start, end = (CsgModel.load(runs / name / "student").fingerprint() for name in ("tiny", "tiny-finished"))
+    begun = json.loads((runs / "tiny-finished" / "student.json").read_text())
+    assert begun["start"] == start != end
+    assert (begun["texture"], begun["steps"]) == (0.1, [2])
     assert json.loads(csg_edge("verify", bundle, "--json"))["passed"] is True
-    assert read_bundle(bundle).manifest.steps == (2, 4)
     assert read_bundle(tmp_path / "tiny-nano").manifest.steps == (1,)
     assert {path.name for path in bundle.glob("*.md")} == {"MODEL_CARD.md"}
     options = ("--mask", phantom / "masks", "--context", phantom / "contexts", "--bundle", bundle, "--steps", 2)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from csg_edge.errors import InputError, TrainingError
-from csg_edge.export.graph import FewStepGraph, choose_students, export_graphs
+from csg_edge.export.graph import FewStepGraph, export_graphs
 from csg_edge.export.weights import read_graph
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.quality.evaluators import Encoder
@@ -27,7 +25,6 @@ from csg_edge.training.distil import (
     LossTerms,
     check_terms,
     distil,
-    draw_places,
     relative_distance,
     seam_distances,
     squared_shift,
@@ -37,7 +34,7 @@ from csg_edge.training.distil import (
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
-from csg_edge.training.process import JUMP_TIMESTEPS, STUDENT_TIMESTEPS, mix, teacher_timesteps
+from csg_edge.training.process import STUDENT_TIMESTEPS, euler, mix
 from csg_edge.training.statistics import Statistics
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
@@ -74,17 +71,8 @@ def stored(teacher: CsgModel, phantom_set: Path, tmp_path_factory: pytest.TempPa
         make_trajectories(teacher, TrajectoryConfig((phantom_set,), 16), folder, device=CPU, precision="fp32")
         stored = Trajectories(folder, 16)
         rows = [stored.read(index) for index in range(16)]
-        latents = {(row, at): stored.latent(row, at) for row in range(16) for at in (1.0, *trajectories.STOPS, 0.0)}
     stored.read = lambda index: rows[index]  # type: ignore[method-assign]
-    stored.latent = lambda index, timestep: latents[index, timestep]  # type: ignore[method-assign]
     return stored
-
-
-@pytest.fixture
-def ends_alone(teacher: CsgModel, monkeypatch: pytest.MonkeyPatch) -> CsgModel:
-    """The teacher as one that tells nothing of what lies between noise and image, such as one of diffusers."""
-    monkeypatch.setattr(CsgModel, "path", (1.0, 0.0))
-    return teacher
 
 
 def test_norms_become_the_constants_they_meet(teacher: CsgModel, stored: Trajectories) -> None:
@@ -143,18 +131,18 @@ class TestSteps:
         self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
     ) -> None:
         student, _ = start_student(teacher, stored, steps=(2,))
-        assert student.places == ((2, 0), (2, 1))
+        assert student.inner_places == ((2, 1),)
         assert distil(student, stored, LOOP, out=tmp_path, device=CPU)
         loaded = CsgModel.load(tmp_path / "student")
         assert loaded.steps == (2,)
         with pytest.raises(InputError, match=r"--steps 1,4: the student was made for 2"):
-            choose_students([loaded], (1, 2, 4))
+            export_graphs(loaded, (1, 2, 4), tmp_path / "graphs")
 
     def test_one_step_alone_draws_nothing_but_noise(
         self, teacher: CsgModel, stored: Trajectories, tmp_path: Path
     ) -> None:
         student, _ = start_student(teacher, stored, steps=(1,))
-        assert student.places == ((1, 0),)
+        assert student.inner_places == ()
         assert distil(student, stored, LOOP, out=tmp_path, device=CPU)
 
     def test_a_run_for_other_steps_is_not_continued(
@@ -326,7 +314,7 @@ def test_the_graph_holds_whole_weights_and_is_the_model(
     student, _ = start_student(teacher, stored, steps=(1, 2))
     student.save(tmp_path / "student")
     student = CsgModel.load(tmp_path / "student").eval()
-    path = export_graphs({2: student}, tmp_path / "graphs")[2, 1]
+    path = export_graphs(student, (2,), tmp_path / "graphs")[2, 1]
     graph = read_graph(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     widened = {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in weights}
@@ -361,106 +349,19 @@ def test_shapes_that_do_not_exist(options: dict[str, object], message: str) -> N
         replace(TINY, **options)
 
 
-class TestJumps:
-    """Students that go from stop to stop of their teacher's trajectories, and those that go for the clean end."""
-
-    def test_stops_are_the_teachers_own_latents(self, teacher: CsgModel, stored: Trajectories) -> None:
-        assert tuple(teacher_timesteps(11)[index] for index in (3, 5, 7)) == trajectories.STOPS
-        noise, _, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(2)), strict=True))
+def test_later_steps_are_learned_where_the_student_itself_stands(teacher: CsgModel, stored: Trajectories) -> None:
+    student, _ = start_student(teacher, stored)
+    assert student.inner_places == ((2, 1), (4, 1), (4, 2), (4, 3))
+    noise, _, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(5)), strict=True))
+    latent, timestep = walk(student, noise, mask, context, [(1, 0), *student.inner_places])
+    assert timestep.tolist() == pytest.approx([1.0, 0.5, 5 / 6, 0.5, 1 / 6])
+    assert torch.equal(latent[0], noise[0])
+    for row, (count, taken) in enumerate(student.inner_places, 1):
+        one = slice(row, row + 1)
         with torch.no_grad():
-            followed = teacher.follow(mask, context, noise, guidance=1.0)
-        for timestep, latent in zip(teacher.path[1:], followed, strict=True):
-            if timestep in (*trajectories.STOPS, 0.0):
-                kept = torch.stack([stored.latent(index, timestep) for index in range(2)])
-                assert torch.allclose(kept, latent, rtol=0.01, atol=0.01 * latent.abs().max().item())  # bf16
-
-    @pytest.mark.parametrize(
-        ("steps", "jumps"), [((1,), False), ((2,), True), ((4,), True), ((1, 4), False), ((1, 2, 4), False)]
-    )
-    def test_one_number_of_steps_goes_from_stop_to_stop(
-        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path, steps: tuple[int, ...], jumps: bool
-    ) -> None:
-        student, _ = start_student(teacher, stored, steps=steps)
-        student.save(tmp_path / "student")
-        loaded = CsgModel.load(tmp_path / "student")
-        assert (student.jumps, loaded.jumps, loaded.steps) == (jumps, jumps, steps)
-        timesteps = (JUMP_TIMESTEPS if jumps else STUDENT_TIMESTEPS)[steps[-1]]
-        assert loaded.timesteps(steps[-1]) == timesteps
-        spans = [loaded.span((steps[-1], taken)) for taken in range(steps[-1])]
-        assert [now for now, _ in spans] == list(timesteps[:-1])
-        assert [then for _, then in spans] == (list(timesteps[1:]) if jumps else [0.0] * steps[-1])
-
-    @pytest.mark.usefixtures("ends_alone")
-    def test_a_teacher_that_tells_its_ends_alone(self, teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:
-        student, _ = start_student(teacher, stored, steps=(4,))
-        assert not student.jumps
-        assert distil(student, stored, LOOP, terms=MINDFUL, out=tmp_path, device=CPU)
-
-    @pytest.mark.parametrize("steps", [(4,), (1, 2, 4)])
-    def test_it_stands_where_its_own_steps_lead(
-        self, teacher: CsgModel, stored: Trajectories, steps: tuple[int, ...]
-    ) -> None:
-        student, _ = start_student(teacher, stored, steps=steps)
-        assert student.places == tuple((count, taken) for count in steps for taken in range(count))
-        count = len(student.places)
-        noise, _, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(count)), strict=True))
-        latent = walk(student, noise, mask, context, student.places)
-        assert torch.equal(latent[0], noise[0])
-        for row, (count, taken) in enumerate(student.places):
-            one, wanted = slice(row, row + 1), noise[row : row + 1]
-            with torch.no_grad():
-                velocity = student.velocity(student.conditions(mask[one], context[one]))
-                for now, then in pairwise(student.timesteps(count)[: taken + 1]):
-                    wanted = wanted + (then - now) * velocity(wanted, now)
-            assert torch.allclose(latent[one], wanted, atol=1e-4)
-
-    @pytest.mark.parametrize("steps", [(4,), (1, 2, 4)])
-    def test_training_brings_every_number_of_steps_nearer_to_the_teacher(
-        self, teacher: CsgModel, stored: Trajectories, tmp_path: Path, steps: tuple[int, ...]
-    ) -> None:
-        noise, clean, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(16)), strict=True))
-
-        def errors(student: CsgModel) -> list[float]:
-            with torch.no_grad():
-                made = [student.sample(mask, context, noise, steps=count) for count in student.steps]
-            return [(latent - clean).square().mean().sqrt().item() for latent in made]
-
-        student, _ = start_student(teacher, stored, steps=steps)
-        before = errors(student)
-        loop = LoopConfig(iterations=40, batch=8, warmup=4, learning_rate=2e-3, ema=0.9)
-        assert distil(student, stored, loop, out=tmp_path, device=CPU)
-        after = errors(CsgModel.load(tmp_path / "student"))
-        assert all(late < 0.8 * early for early, late in zip(before, after, strict=True)), (before, after)
-
-    @pytest.mark.parametrize("steps", [(1, 2), (1, 2, 4)])
-    def test_half_of_the_draws_for_the_clean_end_begin_at_pure_noise(
-        self, teacher: CsgModel, stored: Trajectories, steps: tuple[int, ...]
-    ) -> None:
-        student, _ = start_student(teacher, stored, steps=steps)
-        drawn = draw_places(student, np.random.default_rng(0), 4000)
-        assert sum(taken == 0 for _, taken in drawn) == pytest.approx(2000, abs=150)
-        assert set(drawn) == set(student.places)
-
-    def test_the_exported_graph_takes_the_same_steps(self, teacher: CsgModel, stored: Trajectories) -> None:
-        student, _ = start_student(teacher, stored, steps=(4,))
-        noise, _, mask, context = (column[None] for column in stored.read(0))
-        with torch.no_grad():
-            wanted = student.autoencoder.decode(student.sample(mask, context, noise, steps=4))
-            made = FewStepGraph(student.eval(), 4).eval()(mask, context, noise)
-        assert (made.int() - wanted.int()).abs().max() <= 1
-
-    def test_trajectories_of_an_earlier_version_are_not_mixed_in(
-        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path
-    ) -> None:
-        config = TrajectoryConfig((phantom_set,), 1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trajectories, "SHARD", 1)
-            make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
-            found = json.loads((tmp_path / "config.json").read_text())
-            del found["stops"]
-            (tmp_path / "config.json").write_text(json.dumps(found))
-            with pytest.raises(TrainingError, match="trajectories of another stops"):
-                make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
+            velocity = student.velocity(student.conditions(mask[one], context[one]))
+            wanted = euler(velocity, noise[one], STUDENT_TIMESTEPS[count][: taken + 1])
+        assert torch.allclose(latent[one], wanted, atol=1e-4)
 
 
 class TestInit:
@@ -470,9 +371,8 @@ class TestInit:
         distil(start_student(teacher, stored)[0], stored, LOOP, out=tmp_path, device=CPU)
         earlier = CsgModel.load(tmp_path / "student")
         student, deviation = continue_student(tmp_path / "student", teacher, steps=(1,))
-        assert (deviation, student.steps, student.jumps) == (1.0, (1,), False)
+        assert (deviation, student.steps) == (1.0, (1,))
         assert student.fingerprint() == earlier.fingerprint()
-        assert continue_student(tmp_path / "student", teacher, steps=(4,))[0].jumps
 
     def test_what_is_no_student_of_this_teacher_is_refused(
         self, teacher: CsgModel, stored: Trajectories, tmp_path: Path

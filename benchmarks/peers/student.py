@@ -59,6 +59,7 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
     import torch
 
     from csg_edge.training.model import CsgModel
+    from csg_edge.training.process import STUDENT_TIMESTEPS
 
     model = CsgModel.load(STUDENT).eval()
     size, shape = model.image_size, model.latent_shape(1)
@@ -92,8 +93,7 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
 
     # Worked out beforehand, as in our graph, so that the loop is charged for nothing that ours does not do.
     with torch.inference_mode():
-        spans = list(pairwise(model.timesteps(steps)))
-        times = [model.network.embed_time(torch.full((1,), now)) for now, _ in spans]
+        times = [model.network.embed_time(torch.full((1,), now)) for now in STUDENT_TIMESTEPS[steps][:-1]]
     embeddings = [time.numpy() for time in times]
     latent = torch.zeros(shape)
     parts = [
@@ -109,7 +109,7 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
     def make(mask: Any, context: Any, noise: Any) -> Any:
         conditions = call(encode, mask, context)
         latent = noise
-        for (now, then), embedding in zip(spans, embeddings, strict=True):
+        for (now, then), embedding in zip(pairwise(STUDENT_TIMESTEPS[steps]), embeddings, strict=True):
             (velocity,) = call(denoise, latent, embedding, *conditions)
             latent = latent + np.float32(then - now) * velocity
         return call(decode, latent)[0]

@@ -32,25 +32,21 @@ TARGETS = ("openvino:CPU:bf16", "openvino:CPU:fp32", "onnxruntime:CPU:fp32")
 
 
 def export_bundle(
-    students: Mapping[int, CsgModel], out: Path, *, name: str, documents: Mapping[str, Path] = EMPTY
+    model: CsgModel, out: Path, *, steps: Sequence[int], name: str, documents: Mapping[str, Path] = EMPTY
 ) -> Manifest:
-    """Write a bundle of the `students` for each number of steps, as `choose_students` gives them.
-
-    `documents` are files to copy into it (card, licence), by their name there.
+    """Write a bundle; `documents` are files to copy into it (card, licence), by their name there.
 
     Every graph and engine is held against torch on the golden cases; a 16-bit engine that is too far from it is left
-    out. Raises InputError if `out` holds something else, a document is missing or a model is no whole student,
+    out. Raises InputError if `out` holds something else, a document is missing or the model is no whole student,
     EngineError if a graph is not the model; `out` is whole or untouched.
     """
     check_replaceable(out)
-    for student in students.values():
-        check_student(student)
-    model = next(iter(students.values()))
+    check_student(model)
     for path in documents.values():
         if not path.is_file():
             raise InputError(f"{path}: no such file; check the path of the {path.name} to put into the bundle")
     with folder_replaced(out) as aside:
-        paths = export_graphs(students, aside / "graphs")
+        paths = export_graphs(model, steps, aside / "graphs")
         graphs = tuple(Graph(count, "fp32", batch, f"graphs/{path.name}", {}) for (count, batch), path in paths.items())
         engines = tuple(
             Engine(target, graph.steps, graph.file, TOLERANCES[Target.parse(target).precision])
@@ -58,7 +54,7 @@ def export_bundle(
             for graph in graphs
             if graph.batch is None
         )
-        cases = _golden_cases(students, aside)
+        cases = _golden_cases(model.eval(), aside, steps)
         for document, path in documents.items():
             shutil.copyfile(path, aside / document)
         side = model.image_size
@@ -96,10 +92,9 @@ def _sort_out(bundle: Bundle, engines: Sequence[Engine]) -> tuple[tuple[Engine, 
     return tuple(kept), left_out
 
 
-def _golden_cases(students: Mapping[int, CsgModel], directory: Path) -> tuple[GoldenCase, ...]:
+def _golden_cases(model: CsgModel, directory: Path, steps: Sequence[int]) -> tuple[GoldenCase, ...]:
     """Write one case per phantom scene, with the fp32 torch image of each number of steps."""
-    references = {count: FewStepGraph(student, count).eval() for count, student in students.items()}
-    model = next(iter(students.values()))
+    references = {count: FewStepGraph(model, count).eval() for count in steps}
     cases = []
     (directory / "golden").mkdir()
     for index, scene in enumerate(SCENES):
@@ -112,7 +107,7 @@ def _golden_cases(students: Mapping[int, CsgModel], directory: Path) -> tuple[Go
             mask=f"golden/{scene}.mask.png",
             context=f"golden/{scene}.context.png",
             seed=index,
-            expected={str(count): f"golden/{scene}.steps-{count}.png" for count in students},
+            expected={str(count): f"golden/{scene}.steps-{count}.png" for count in steps},
         )
         write_png(directory / case.mask, mask)
         write_png(directory / case.context, context)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from csg_edge.export.weights import Tensors, share_weights, write_graphs
 from csg_edge.quiet import quiet
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions
+from csg_edge.training.process import STUDENT_TIMESTEPS
 
 OPSET = 20  # ONNX Runtime 1.32 fails on quantised graphs of opset 21 and later
 MAX_IMAGE_SIZE = 512
@@ -95,7 +96,7 @@ class FewStepGraph(nn.Module):
     def __init__(self, model: CsgModel, steps: int) -> None:
         super().__init__()
         self.context = ContextStage(model)
-        self.steps = nn.ModuleList(StepStage(model, now, then) for now, then in pairwise(model.timesteps(steps)))
+        self.steps = nn.ModuleList(StepStage(model, now, then) for now, then in pairwise(STUDENT_TIMESTEPS[steps]))
         self.decode = DecodeStage(model)
 
     def forward(self, mask: Tensor, context: Tensor, noise: Tensor) -> Tensor:
@@ -131,48 +132,27 @@ def check_student(model: CsgModel) -> None:
         )
 
 
-def choose_students(models: Sequence[CsgModel], steps: Sequence[int] | None = None) -> dict[int, CsgModel]:
-    """Number of steps -> the student for it, of students that one bundle can hold; all their numbers if not given.
-
-    Raises InputError for a number of steps that none was made for, or students that share one or differ in image size,
-    noise or labels: callers of a bundle change nothing but `steps`.
-    """
-    students: dict[int, CsgModel] = {}
-    for model in models:
-        if twice := sorted(set(model.steps) & set(students)):
-            raise InputError(
-                f"students: two of them were made for {', '.join(map(str, twice))} steps; leave one of them out"
-            )
-        mine, theirs = ((one.latent_shape(1), one.image_size, one.schema) for one in (model, models[0]))
-        if mine != theirs:
-            raise InputError("students: they differ in image size, noise or labels; give students of one teacher")
-        students |= dict.fromkeys(model.steps, model)
-    wanted = sorted(students) if steps is None else sorted(steps)
-    if unknown := sorted(set(wanted) - set(students)):
-        raise InputError(
-            f"--steps {','.join(map(str, unknown))}: the student was made for {', '.join(map(str, sorted(students)))}; "
-            "choose among these, or distil again with --steps"
-        )
-    return {count: students[count] for count in wanted}
-
-
-def export_graphs(students: Mapping[int, CsgModel], directory: Path) -> dict[tuple[int, int | None], Path]:
+def export_graphs(model: CsgModel, steps: Sequence[int], directory: Path) -> dict[tuple[int, int | None], Path]:
     """Write, for each number of steps, the graph for a free batch and for batch 1, and one weights file they share.
 
-    students: as `choose_students` gives them. Returns (steps, batch) -> path. Raises InputError for a model that is no
-    whole student.
+    Returns (steps, batch) -> path. Raises InputError for a model that is no whole student.
     """
-    for model in students.values():
-        check_student(model)
+    check_student(model)
+    if unknown := sorted(set(steps) - set(model.steps)):
+        raise InputError(
+            f"--steps {','.join(map(str, unknown))}: the student was made for {', '.join(map(str, model.steps))}; "
+            "choose among these, or distil again with --steps"
+        )
+    model = model.cpu().eval()
     graphs = {
-        (count, batch): _trace(FewStepGraph(model.cpu().eval(), count).eval(), model, batch)
-        for count, model in students.items()
+        (count, batch): _trace(FewStepGraph(model, count).eval(), model, batch)
+        for count in steps
         for batch in (None, 1)
     }
     tensors: Tensors = {}
     for (count, batch), graph in graphs.items():
         tensors |= share_weights(graph)
-        helper.set_model_props(graph, _metadata(students[count], count, batch))
+        helper.set_model_props(graph, _metadata(model, count, batch))
     names = {key: graph_name(key[0], batch=key[1]) for key in graphs}
     write_graphs({names[key]: graph for key, graph in graphs.items()}, tensors, directory)
     return {key: directory / name for key, name in names.items()}
@@ -181,7 +161,7 @@ def export_graphs(students: Mapping[int, CsgModel], directory: Path) -> dict[tup
 def _metadata(model: CsgModel, steps: int, batch: int | None) -> dict[str, str]:
     values = {
         "steps": steps,
-        "timesteps": model.timesteps(steps),
+        "timesteps": STUDENT_TIMESTEPS[steps],
         "labels": model.schema.names,
         "image_size": [model.image_size, model.image_size],
         "noise_shape": model.latent_shape(1)[1:],

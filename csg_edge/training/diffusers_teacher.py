@@ -153,12 +153,6 @@ class DiffusersTeacher(nn.Module):
         side = self.image_size // self.autoencoder.patch
         return batch, self.autoencoder.channels, side, side
 
-    path = (1.0, 0.0)  # its own process is not ours, and a bridge never stands on a flow
-
-    def follow(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> list[Tensor]:
-        """The clean latent alone, as `path` says."""
-        return [self.integrate(mask, context, noise, guidance=guidance)]
-
     def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
         """See `Teacher`; guidance is classifier-free guidance (Ho & Salimans, arXiv 2207.12598) at every timestep."""
         if guidance != 1.0 and not self.droppable:

@@ -1,11 +1,11 @@
 """Distillation by offline trajectory regression.
 
-From the noise, the student learns to jump to the clean end of its teacher's trajectory, f(z_t, t) = z_t - t v(z_t, t)
+The student learns to jump from the noise to the clean end of its teacher's trajectory, f(z_t, t) = z_t - t v(z_t, t)
 (the parametrisation of consistency models, Song et al., arXiv 2303.01469; the fixed target as in knowledge distillation
-of Luhman & Luhman, arXiv 2101.02388). A student of one number of steps jumps to the next of its stops on that
-trajectory instead, s: z_t + (s - t) v(z_t, t). One that serves several numbers, or whose teacher tells the ends alone,
-always goes for the clean end, and learns later steps where its own steps have taken it. Nothing chases itself or an
-adversary.
+of Luhman & Luhman, arXiv 2101.02388). Later steps are learned where a few-step student will stand: where its own steps
+have taken it from the noise. Points of the teacher's curved trajectory instead made four steps far too contrasty, and
+points towards its first jump alone left four steps no better than two. Nothing chases itself or an adversary: it cannot
+diverge.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from csg_edge.training.autoencoder import BlockDct
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
+from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:  # it needs the quality extra, which a student trained without
     from csg_edge.training.statistics import Statistics
 
 LOSS_FLOOR = 1e-4
-OWN_STEPS = 0.6  # of the draws at later stops; the others stand on the trajectory, where a student never quite does
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
 POWER_FLOOR = 1e-2  # of latents of unit variance
 SEAM_CELL = 8  # pixels along and seams across, over which the power of the steps at seams is taken
@@ -70,12 +70,14 @@ def distil(
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
-    statistics: wanted where `terms.statistics` is not 0. deviation: of the trajectories' latents, where the student's
+    statistics: needed where `terms.statistics` is not 0. deviation: of the trajectories' latents, where the student's
     have 1. compiled: by torch.compile, which takes minutes to begin and then half the time an iteration; it needs a C++
     compiler. Raises TrainingError as `check_terms`.
     """
     blocks = student.autoencoder
     check_terms(terms, blocks, batch=loop.batch)
+    if bool(terms.statistics) != (statistics is not None):
+        raise ValueError("terms.statistics goes with the features of fit_statistics")
     # Weights fit a network of any number of steps: only this tells a run's students apart.
     run = {"steps": student.steps, "network": student.network.config.to_json(), "start": student.fingerprint()}
     check_same(out / "student.json", {**run, **asdict(terms)})
@@ -87,31 +89,15 @@ def distil(
 
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
-        rows = [int(row) for row in random.integers(trajectories.count, size=loop.batch)]
-        noise, clean, mask, context = (
-            torch.stack(column).to(device) for column in zip(*map(trajectories.read, rows), strict=True)
-        )
+        rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
+        noise, clean, mask, context = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
         drawn = draw_places(student, random, loop.batch if statistics is None else 1)
         drawn *= loop.batch // len(drawn)  # a mean of features is that of one evaluation
-        spans = [student.span(place) for place in drawn]
-        walked = [not student.jumps or bool(own) for own in random.random(loop.batch) < OWN_STEPS]
-        now, then = (torch.tensor(ends, dtype=torch.float32, device=device) for ends in zip(*spans, strict=True))
         with autocast(device, loop.precision):
-            stand = [place if own else (1, 0) for place, own in zip(drawn, walked, strict=True)]
-            latent = walk(student, noise, mask, context, stand)
-            for index, (row, (start, _), own) in enumerate(zip(rows, spans, walked, strict=True)):
-                if not own:
-                    latent[index] = trajectories.latent(row, start).to(device)
-            velocity = evaluate(latent, network.embed_time(now), student.conditions(mask, context))
-        # What is left of a stop without its share of the noise: there an error counts as it will at the clean end.
-        share = then.view(-1, 1, 1, 1)
-        landed = latent + (share - now.view(-1, 1, 1, 1)) * velocity.float()
-        target = clean.clone()
-        for index, (row, (_, stop)) in enumerate(zip(rows, spans, strict=True)):
-            if stop:
-                target[index] = trajectories.latent(row, stop).to(device)
-        jump = (landed - share * noise) / (1.0 - share)
-        wanted = (target - share * noise) / (1.0 - share) / deviation
+            latent, timestep = walk(student, noise, mask, context, drawn)
+            velocity = evaluate(latent, network.embed_time(timestep), student.conditions(mask, context))
+        jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
+        wanted = clean / deviation
         distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
         if terms.texture:
             distance = distance + terms.texture * texture_distance(jump, wanted)
@@ -134,31 +120,34 @@ def distil(
 
 
 def draw_places(student: CsgModel, random: np.random.Generator, count: int) -> list[tuple[int, int]]:
-    """Which evaluations to train, of `CsgModel.places`: all alike, where jumps go from stop to stop.
-
-    For the clean end, first evaluations are the same whatever the number of steps: together they are half of the draws.
-    """
-    places = student.places
-    weights = np.ones(len(places))
-    if not student.jumps:
-        first = np.array([taken == 0 for _, taken in places])
-        weights[first] = max((~first).sum(), 1) / first.sum()
-    return [places[index] for index in random.choice(len(places), size=count, p=weights / weights.sum())]
+    """Which evaluations to train, as (steps, evaluations taken): half of them at pure noise, where one step lives."""
+    places = student.inner_places
+    later = (random.random(count) < 0.5) & bool(places)
+    chosen = random.integers(max(len(places), 1), size=count)
+    return [places[index] if inner else (1, 0) for inner, index in zip(later, chosen, strict=True)]
 
 
 @torch.no_grad()
-def walk(student: CsgModel, noise: Tensor, mask: Tensor, context: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
-    """(B, C, h, w) latents where a few-step student stands after its own evaluations, one place for each image."""
-    latent = noise.clone()
-    timesteps = [student.timesteps(count) for count, _ in places]
+def walk(
+    student: CsgModel, noise: Tensor, mask: Tensor, context: Tensor, places: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Where a few-step student stands: (B, C, h, w) latents and (B,) timesteps.
+
+    places: for each image the number of steps of a student and how many of them it has taken, by its own evaluations.
+    """
+    latent, network = noise.clone(), student.network
+    timesteps = [STUDENT_TIMESTEPS[count] for count, _ in places]
     for done in range(max(taken for _, taken in places)):
         rows = [row for row, (_, taken) in enumerate(places) if taken > done]
         chosen = torch.tensor(rows, device=noise.device)
         now, then = (
             torch.tensor([timesteps[row][index] for row in rows], device=noise.device) for index in (done, done + 1)
         )
-        latent[chosen] = student.step(latent[chosen], now, then, student.conditions(mask[chosen], context[chosen]))
-    return latent
+        conditions = student.conditions(mask[chosen], context[chosen])
+        velocity = network(latent[chosen], network.embed_time(now), conditions).float()
+        latent[chosen] += (then - now).view(-1, 1, 1, 1) * velocity
+    reached = [row[taken] for row, (_, taken) in zip(timesteps, places, strict=True)]
+    return latent, torch.tensor(reached, dtype=torch.float32, device=noise.device)
 
 
 def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:

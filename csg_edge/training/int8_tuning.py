@@ -21,7 +21,7 @@ from torch.func import functional_call
 from csg_edge.errors import TrainingError
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
-from csg_edge.training.distil import LOSS_FLOOR, check_same, draw_places, walk
+from csg_edge.training.distil import LOSS_FLOOR, check_same, walk
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions, CsgUNet
@@ -71,8 +71,8 @@ def rounded_inputs(layers: Iterable[nn.Conv2d]) -> Iterator[None]:
 def int8_velocity(network: CsgUNet, latent: Tensor, timestep: float, conditions: Conditions) -> Tensor:
     """What the denoiser says with weights and inputs in eight bits; gradients reach its own weights."""
     layers = quantised_layers(network)
-    embedding = network.embed_time(torch.full((1,), timestep, device=latent.device))
     weights = {f"{name}.weight": round_weight(layer.weight) for name, layer in layers.items()}
+    embedding = network.embed_time(torch.full((1,), timestep, device=latent.device))
     with rounded_inputs(layers.values()):
         return functional_call(network, weights, (latent, embedding, conditions)).float()
 
@@ -91,7 +91,7 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
     check_same(out / "student.json", run)
     student = student.to(device, memory_format=torch.channels_last)
     frozen = copy.deepcopy(student).eval()
-    network = student.network.train()
+    network, places = student.network.train(), student.inner_places
     state = start_or_resume(network, loop, out)
     batches = source.stream(state.iteration, loop.iterations)
 
@@ -100,15 +100,15 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
         mask, context = batch.mask.to(device), batch.context.to(device)
         noise = torch.randn(student.latent_shape(len(mask)), generator=seeded(loop.seed, iteration)).to(device)
         random = np.random.default_rng([loop.seed, iteration])
-        (place,) = draw_places(student, random, 1)
-        now, then = (torch.tensor([timestep], device=device) for timestep in student.span(place))
+        later = bool(places) and random.random() < 0.5
+        place = places[int(random.integers(len(places)))] if later else (1, 0)
         with autocast(device, loop.precision):
-            latent = walk(frozen, noise, mask, context, [place] * len(noise))
+            latent, reached = walk(frozen, noise, mask, context, [place] * len(noise))
+            timestep = reached[0].item()
             with torch.no_grad():
-                wanted = frozen.velocity(frozen.conditions(mask, context))(latent, now.item())
-            made = int8_velocity(network, latent, now.item(), student.conditions(mask, context))
-        share = ((now - then) / (1.0 - then)).view(-1, 1, 1, 1)  # as in distil: errors as they count at the clean end
-        return ((share * (made - wanted)).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
+                wanted = latent - timestep * frozen.velocity(frozen.conditions(mask, context))(latent, timestep)
+            made = latent - timestep * int8_velocity(network, latent, timestep, student.conditions(mask, context))
+        return ((made - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
 
     finished = fit(state, loss, loop, directory=out, label="tune int8")
     network.load_state_dict(state.ema)

@@ -10,7 +10,6 @@ scheduler/scheduler_config.json   label_schema.json
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,7 @@ from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.storage import folder_replaced, write_json
 from csg_edge.training.autoencoder import Autoencoder, BlockDct, load_autoencoder
 from csg_edge.training.networks import Conditions, CsgUNet, NetworkConfig, one_hot
-from csg_edge.training.process import (
-    JUMP_TIMESTEPS,
-    STUDENT_TIMESTEPS,
-    TEACHER_STEPS,
-    Velocity,
-    multistep,
-    teacher_timesteps,
-)
+from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_STEPS, Velocity, multistep, teacher_timesteps
 from csg_edge.training.storage import read_json
 
 GUIDED_ABOVE = 0.45
@@ -43,7 +35,7 @@ class CsgModel(nn.Module):
 
     The context always enters as a block DCT, whatever the latents are: `context_transform` if given, else the
     autoencoder itself. A learned encoder would be in the exported graph for nothing. `steps`: numbers of steps that a
-    student was made for. `jumps`: it goes from stop to stop of its teacher's trajectories, and not always for the end.
+    student was made for.
     """
 
     droppable = True  # condition dropout is part of its training
@@ -57,7 +49,6 @@ class CsgModel(nn.Module):
         image_size: int,
         role: str,
         steps: tuple[int, ...] = tuple(STUDENT_TIMESTEPS),
-        jumps: bool = False,
         context_transform: BlockDct | None = None,
     ) -> None:
         super().__init__()
@@ -68,7 +59,6 @@ class CsgModel(nn.Module):
         self.network, self.autoencoder = network, autoencoder
         self.own_transform = context_transform
         self.schema, self.image_size, self.role, self.steps = schema, image_size, role, steps
-        self.jumps = jumps
         if self.context_transform.channels != network.config.context_channels:
             raise TrainingError(
                 f"the network takes {network.config.context_channels} context channels, the block DCT of the context "
@@ -81,24 +71,9 @@ class CsgModel(nn.Module):
         return self.autoencoder if self.own_transform is None else self.own_transform
 
     @property
-    def path(self) -> tuple[float, ...]:
-        """Timesteps of what `follow` returns, and of the noise before it."""
-        return teacher_timesteps(TEACHER_STEPS)
-
-    def timesteps(self, steps: int) -> tuple[float, ...]:
-        """Of a student's evaluations, from 1, and the end, 0."""
-        return (JUMP_TIMESTEPS if self.jumps else STUDENT_TIMESTEPS)[steps]
-
-    @property
-    def places(self) -> tuple[tuple[int, int], ...]:
-        """Where a student's evaluations stand: (number of steps, how many of them are taken)."""
-        return tuple((count, taken) for count in self.steps for taken in range(count))
-
-    def span(self, place: tuple[int, int]) -> tuple[float, float]:
-        """The timesteps of an evaluation and of what it is to find: its next stop, or else the clean end."""
-        count, taken = place
-        now, then = self.timesteps(count)[taken : taken + 2]
-        return now, then if self.jumps else 0.0
+    def inner_places(self) -> tuple[tuple[int, int], ...]:
+        """Where a student's evaluations after the first stand: (number of steps, how many of them are taken)."""
+        return tuple((count, taken) for count in self.steps for taken in range(1, count))
 
     def conditions(self, mask: Tensor, context: Tensor) -> Conditions:
         """(B, H, W) uint8 mask (255: no mask) and context (all zeros: no context)."""
@@ -137,26 +112,10 @@ class CsgModel(nn.Module):
 
         return evaluate
 
-    def follow(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> list[Tensor]:
-        """Mask, context (B, H, W) uint8 and noise (B, C, h, w) -> latents at `path`, with TEACHER_STEPS evaluations."""
-        velocity = self.guided_velocity(mask, context, guidance=guidance)
-        return [latent.float() for latent in multistep(velocity, noise, self.path)]
-
     def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
-        """The last of what `follow` returns: the clean latent."""
-        return self.follow(mask, context, noise, guidance=guidance)[-1]
-
-    def step(self, latent: Tensor, now: Tensor, then: Tensor, conditions: Conditions) -> Tensor:
-        """One step of a student: (B, C, h, w) latent at the (B,) or (1,) timesteps `now` -> at `then`, float32."""
-        velocity = self.network(latent, self.network.embed_time(now), conditions)
-        return latent + (then - now).view(-1, 1, 1, 1) * velocity.float()
-
-    def sample(self, mask: Tensor, context: Tensor, noise: Tensor, *, steps: int) -> Tensor:
-        """Mask, context (B, H, W) uint8 and noise (B, C, h, w) -> clean latent, by a student's steps."""
-        conditions, latent = self.conditions(mask, context), noise
-        for now, then in pairwise(torch.tensor(self.timesteps(steps), device=noise.device).split(1)):
-            latent = self.step(latent, now, then, conditions)
-        return latent
+        """Mask, context (B, H, W) uint8 and noise (B, C, h, w) -> clean latent, with TEACHER_STEPS evaluations."""
+        velocity = self.guided_velocity(mask, context, guidance=guidance)
+        return multistep(velocity, noise, teacher_timesteps(TEACHER_STEPS)).float()
 
     def fingerprint(self) -> str:
         """A hash of the weights and of how they are sampled: trajectories of two teachers are not to be mixed."""
@@ -173,7 +132,7 @@ class CsgModel(nn.Module):
         """Write the folder, weights in fp16; aside first, then renamed."""
         index: dict[str, Any] = {"_class_name": "CsgModel", "role": self.role, "image_size": self.image_size}
         if self.role == "student":
-            index |= {"steps": list(self.steps), "jumps": self.jumps}
+            index["steps"] = list(self.steps)
         scheduler = {"_class_name": "RectifiedFlow", "prediction_type": "velocity"}
         weights = {
             name: value.detach().to("cpu", torch.float16).contiguous()
@@ -220,7 +179,6 @@ class CsgModel(nn.Module):
             image_size=index["image_size"],
             role=index["role"],
             steps=tuple(index.get("steps", STUDENT_TIMESTEPS)),
-            jumps=index.get("jumps", False),
             context_transform=context,
         )
 

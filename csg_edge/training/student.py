@@ -21,7 +21,7 @@ from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, mix
 from csg_edge.training.teachers import Teacher
-from csg_edge.training.trajectories import STOPS, Trajectories
+from csg_edge.training.trajectories import Trajectories
 
 SAMPLE = 64  # trajectories that scales and statistics are taken from
 NETWORKS = ("full", "nano")
@@ -51,9 +51,8 @@ def start_student(
     """The student before training, and by what its latents are smaller than the teacher's.
 
     It inherits every weight of our own teacher that fits its shape (`config`, or `network` of NETWORKS); the rest is
-    drawn by the seed. Where its jumps end is as `jumps_for` says. A foreign teacher's latents are brought to unit
-    variance: a flow's noise levels are made for that, and not every autoencoder is scaled so. Raises TrainingError for
-    a teacher whose latents cannot be rescaled.
+    drawn by the seed. A foreign teacher's latents are brought to unit variance: a flow's noise levels are made for
+    that, and not every autoencoder is scaled so. Raises TrainingError for a teacher whose latents cannot be rescaled.
     """
     torch.manual_seed(seed)
     if isinstance(teacher, CsgModel):
@@ -75,7 +74,7 @@ def start_student(
         return CsgModel(
             denoiser, autoencoder,
             schema=teacher.schema, image_size=teacher.image_size, role="student", steps=steps,
-            jumps=jumps_for(teacher, steps), context_transform=transform,
+            context_transform=transform,
         )  # fmt: skip
 
     normalised = CsgUNet(replace(shape, norm="group"))
@@ -89,19 +88,8 @@ def start_student(
     return student, deviation
 
 
-def jumps_for(teacher: Teacher, steps: tuple[int, ...]) -> bool:
-    """Whether a student goes from stop to stop: it is of one number of steps, and its teacher tells the latents there.
-
-    One set of weights for several numbers would have to know of each jump where it ends, and to find at pure noise both
-    the whole image and its first outline; trained so, it fell apart.
-    """
-    return len(steps) == 1 and steps[0] > 1 and set(STOPS) <= set(teacher.path)
-
-
 def continue_student(folder: Path, teacher: Teacher, *, steps: tuple[int, ...]) -> tuple[CsgModel, float]:
     """An earlier student of the same teacher's latents, to train on; the number as `start_student` gives it.
-
-    One that always went for the clean end goes on as one that goes from stop to stop, if `jumps_for` says so.
 
     Raises TrainingError for a folder that is no student, or one of other latents, classes or image size.
     """
@@ -120,7 +108,7 @@ def continue_student(folder: Path, teacher: Teacher, *, steps: tuple[int, ...]) 
         raise TrainingError(
             f"{folder}: a student of other latents, classes or image size than this teacher's; leave out --init"
         )
-    earlier.steps, earlier.jumps = steps, jumps_for(teacher, steps)
+    earlier.steps = steps
     return earlier, deviation
 
 
@@ -168,7 +156,7 @@ def _visit(student: CsgModel, trajectories: Trajectories, deviation: float, seed
     rows = [trajectories.read(index) for index in range(min(SAMPLE, trajectories.count))]
     noise, clean, mask, context = (torch.stack(column) for column in zip(*rows, strict=True))
     timestep = torch.ones(len(noise))
-    later = sorted({student.timesteps(steps)[taken] for steps, taken in student.places if taken}, reverse=True)
+    later = sorted({STUDENT_TIMESTEPS[steps][taken] for steps, taken in student.inner_places}, reverse=True)
     if later:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.tensor(later)[torch.randint(len(later), (len(noise),), generator=generator)]

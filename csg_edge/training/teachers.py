@@ -25,25 +25,18 @@ class Teacher(Protocol):
     autoencoder: Autoencoder
     droppable: bool  # whether it was trained with dropped conditions, and so can be guided
 
-    @property
-    def path(self) -> tuple[float, ...]:
-        """Timesteps of rectified flow, 1 the noise, of the latents that it tells: (1.0, 0.0) for its ends alone."""
-
     def latent_shape(self, batch: int) -> tuple[int, int, int, int]:
         """(B, C, h, w) of noise and latents."""
 
-    def follow(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> list[Tensor]:
-        """Mask (255: none) and context (zeros: none) (B, H, W) uint8, noise (B, C, h, w) -> latents, float32.
+    def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
+        """Mask (255: none) and context (zeros: none) (B, H, W) uint8, noise (B, C, h, w) -> clean latent, float32.
 
-        One for every timestep of `path` after the noise; the last is clean. The same inputs give the same latents;
-        guidance 1 is the plain model. Raises TrainingError for another guidance where the teacher has none.
+        The same inputs give the same latent; guidance 1 is the plain model. Raises TrainingError for another guidance
+        where the teacher has none.
         """
 
-    def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
-        """The clean latent: the last of what `follow` returns."""
-
     def fingerprint(self) -> str:
-        """A hash of all that decides what `follow` returns."""
+        """A hash of all that decides what `integrate` returns."""
 
     def to(self, *arguments: Any, **options: Any) -> Any:
         """Moved to a device or memory format, as torch modules are."""

@@ -1,7 +1,6 @@
 """Trajectories of a teacher: pure noise and the clean latent its own sampler makes of it, for conditions of the sets.
 
-Between them lie the latents where students of several steps stop. Sharded and resumable. A teacher need not be a flow,
-only a map from noise and conditions to a clean latent; it is then known by its ends alone.
+Sharded and resumable. A teacher need not be a flow, only a map from noise and conditions to a clean latent.
 """
 
 from __future__ import annotations
@@ -24,12 +23,10 @@ from csg_edge.storage import write_json, written_whole
 from csg_edge.training.data import BatchSource, read_training_sets
 from csg_edge.training.device import autocast, seeded
 from csg_edge.training.loop import stop_requested
-from csg_edge.training.process import JUMP_TIMESTEPS
 from csg_edge.training.storage import read_json
 from csg_edge.training.teachers import Teacher
 
 SHARD = 32
-STOPS = tuple(sorted({stop for timesteps in JUMP_TIMESTEPS.values() for stop in timesteps[1:-1]}, reverse=True))
 DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 
 
@@ -79,18 +76,14 @@ def make_trajectories(
                 noise.bfloat16().float().to(device)
             )  # as it will be stored: the student must start where the teacher did
             with torch.no_grad(), autocast(device, precision):
-                latents = teacher.follow(mask, context, noise, guidance=config.guidance)
-            if not torch.isfinite(latents[-1]).all():
+                clean = teacher.integrate(mask, context, noise, guidance=config.guidance)
+            if not torch.isfinite(clean).all():
                 raise TrainingError(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
                 )
-            path = {
-                latent_name(timestep): latent.to("cpu", torch.bfloat16).contiguous()
-                for timestep, latent in zip(teacher.path, [noise, *latents], strict=True)
-                if timestep in (1.0, *STOPS, 0.0)
-            }
+            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
             with written_whole(shards[index]) as aside:
-                save_file({**path, "mask": batch.mask, "context": batch.context}, aside)
+                save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
             progress.advance(SHARD)
     return True
 
@@ -101,7 +94,6 @@ def _fingerprint(teacher: Teacher, config: TrajectoryConfig) -> dict[str, Any]:
         "data": sorted(path.name for path in config.data),
         "guidance": config.guidance,
         "seed": config.seed,
-        "stops": [stop for stop in STOPS if stop in teacher.path],
     }
 
 
@@ -109,14 +101,9 @@ def _check_same(path: Path, wanted: dict[str, Any]) -> None:
     # Trajectories of two teachers in one folder would be averaged without a word.
     if not path.exists() or not any(path.parent.glob("shard-*.safetensors")):
         write_json(path, wanted)
-    elif (found := {"stops": [], **read_json(path)}) != wanted:
+    elif (found := read_json(path)) != wanted:
         changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
         raise TrainingError(f"{path.parent}: trajectories of another {changed}; use the same options or another --out")
-
-
-def latent_name(timestep: float) -> str:
-    """What the latents of a timestep are called in a shard."""
-    return {1.0: "noise", 0.0: "clean"}.get(timestep, f"latent_{timestep:.4f}")
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -137,11 +124,6 @@ class Trajectories:
             raise TrainingError(
                 f"{directory}: unreadable trajectories ({error}); delete the folder and run again"
             ) from None
-
-    def latent(self, index: int, timestep: float) -> Tensor:
-        """(C, h, w) latent of one trajectory at 1 (noise), 0 (clean) or, where the teacher tells it, one of STOPS."""
-        row: Tensor = self._files[index // SHARD].get_slice(latent_name(timestep))[index % SHARD]
-        return row.float()
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(C, h, w) noise and clean end, (H, W) mask and context of one trajectory."""
