@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from csg_edge.cli import main
 from csg_edge.errors import InputError, TrainingError
 from csg_edge.export.graph import FewStepGraph, export_graphs
 from csg_edge.export.weights import read_graph
@@ -293,6 +296,40 @@ class TestStatistics:
         assert len(stands) == 6
         assert all(len(stand) == 1 for stand in stands)
         assert len({next(iter(stand)) for stand in stands}) > 1
+
+    def test_the_command_fits_the_features_once(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("csg_edge.training.statistics.ITERATIONS", 1)
+        monkeypatch.setattr(trajectories, "SHARD", 4)
+        teacher.save(tmp_path / "teacher")
+        shared = tmp_path / "trajectories"
+        few = ["--trajectories", "4", "--trajectories-in", str(shared), "--iterations", "1", "--batch", "2"]
+        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), *few, "--statistics", "1"]
+        fitted = []
+        for name in ("first", "second"):
+            with pytest.raises(SystemExit) as done:
+                main.main([*command, "--out", str(tmp_path / name)], prog_name="csg-edge")
+            assert not done.value.code
+            assert json.loads((tmp_path / name / "student.json").read_text())["statistics"] == 1.0
+            fitted.append((shared / "statistics" / "checkpoint.safetensors").read_bytes())
+            monkeypatch.setattr("csg_edge.quality.fit._encoder_loss", lambda *_: lambda *_: pytest.fail("fitted again"))
+        assert fitted[0] == fitted[1]
+        assert (tmp_path / "second" / "student").is_dir()
+
+    def test_without_the_quality_extra_nothing_is_begun(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        found = find_spec
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "monai" else found(name))
+        teacher.save(tmp_path / "teacher")
+        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), "--statistics", "1"]
+        with pytest.raises(SystemExit) as stopped:
+            main.main([*command, "--out", str(tmp_path / "out")], prog_name="csg-edge")
+        assert stopped.value.code == 2
+        assert "monai not installed; pip install 'csg-edge[quality]'" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
     def test_what_cannot_be_compared_is_refused(self, teacher: CsgModel) -> None:
         with pytest.raises(TrainingError, match="--statistics: compares the halves of a batch; give a --batch of 2"):
