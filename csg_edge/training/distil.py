@@ -105,8 +105,9 @@ def distil(
             distance = distance + terms.relative * relative_distance(jump, wanted)
         if isinstance(blocks, BlockDct) and (terms.texture or terms.seams or statistics is not None):
             made, meant = blocks.decode_unit(jump), blocks.decode_unit(wanted)
-            error, power = seam_distances(made, meant, patch=blocks.patch)
-            distance = distance + terms.seams * error + terms.texture * power
+            if terms.texture or terms.seams:
+                error, power = seam_distances(made, meant, patch=blocks.patch)
+                distance = distance + terms.seams * error + terms.texture * power
             if statistics is not None:
                 with autocast(device, loop.precision):
                     differences = statistics(made) - statistics(meant)
