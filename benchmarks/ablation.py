@@ -25,19 +25,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import csg_edge
-from csg_edge.doctor import processor_name
+from csg_edge.generation.doctor import processor_name
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
 from csg_edge.quality.cases import Cases, plan_cases, read_real
 from csg_edge.quality.evaluators import load_evaluators
 from csg_edge.quality.measure import Yardstick, measure_generated
-from csg_edge.quality.samples import Samples
 from csg_edge.training.device import autocast, choose_precision
 from csg_edge.training.distil import LossTerms, distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
+from csg_edge.training.model_files import read_json
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler
-from csg_edge.training.storage import read_json
 from csg_edge.training.student import kernel_friendly, start_student
 from csg_edge.training.trajectories import Trajectories
 
@@ -135,9 +134,7 @@ def run(
     }
     for steps in row.steps:
         found["steps"][str(steps)] = against_teacher(student, back, steps, loop.precision)
-    made = Samples(
-        sample(student, cases, 1), cases.wanted.masks, cases.wanted.names, cases.wanted.groups, cases.contexts.images
-    )
+    made = cases.made(sample(student, cases, 1))
     figures = measure_generated("ablation", "engine", made, cases, yardstick, pixels=False, note=quiet)
     found["steps"]["1"] |= {name: figures.subject.figures[name].value for name in FIGURES}
     return found

@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge import mask_moves
-from csg_edge.contexts import GRAM_FIGURES, ContextBank, style_of
-from csg_edge.datasets import LabelledSet, find_sets, read_set
+from csg_edge.conditions import mask_moves
+from csg_edge.conditions.contexts import GRAM_FIGURES, ContextBank, style_of
+from csg_edge.conditions.masks import vary_by
+from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.masks import vary_by
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.floating]

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 import csg_edge
-from csg_edge.bundle import find_bundle
-from csg_edge.conditions import write_png
+from csg_edge.bundle.manifest import find_bundle
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.phantom import make_phantom
 from csg_edge.machine import processor_name
-from csg_edge.phantom import make_phantom
 
 RECORD = Path(__file__).parent / "results" / "runtime.json"
 HINTS = {"bf16": "bf16", "fp32": "f32"}

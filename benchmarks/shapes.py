@@ -26,10 +26,10 @@ import openvino
 import torch
 
 import csg_edge
-from csg_edge.doctor import processor_name
 from csg_edge.export.graph import export_graphs
+from csg_edge.generation.doctor import processor_name
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.student import kernel_friendly

@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csg_edge
-from csg_edge.conditions import write_png
-from csg_edge.datasets import find_sets, read_set
-from csg_edge.doctor import processor_name
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.labelled_set import find_sets, read_set
+from csg_edge.datasets.phantom import make_phantom
+from csg_edge.generation.doctor import processor_name
+from csg_edge.generation.sheets import contact_sheet
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
-from csg_edge.phantom import make_phantom
 from csg_edge.progress import Progress
 from csg_edge.quality.contrast import contrast_correlation
-from csg_edge.sheets import contact_sheet
 
 Image = NDArray[np.uint8]
 Case = tuple[Image, Image, Image, str]  # mask, context, real image, group

@@ -28,15 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csg_edge
-from csg_edge.bundle import Target, find_bundle, read_bundle
-from csg_edge.conditions import write_png
-from csg_edge.doctor import processor_name
-from csg_edge.generator import load
+from csg_edge.bundle.manifest import Target, find_bundle, read_bundle
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.labelled_set import LabelledSet
+from csg_edge.generation.doctor import processor_name
+from csg_edge.generation.loading import load
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.quality.cases import Cases, fingerprint, make_with_engine, make_with_teacher, plan_cases, read_real
+from csg_edge.quality.cases import Cases, fingerprint, make_with_engine, plan_cases, read_real
 from csg_edge.quality.evaluators import load_evaluators
 from csg_edge.quality.measure import Measured, Yardstick, measure_control, measure_generated
-from csg_edge.quality.samples import Samples
+from csg_edge.training.reference import TeacherReference
 
 SEEDS = tuple(range(8))
 LIMITS = {
@@ -99,8 +100,8 @@ def main() -> None:
         "sampling_seeds": len(SEEDS), "limits": LIMITS, "real against real": control,
     }  # fmt: skip
 
-    def teacher(drawn: Cases) -> Samples:
-        return make_with_teacher(arguments.teacher, drawn, guidance=arguments.guidance)
+    def teacher(drawn: Cases) -> LabelledSet:
+        return TeacherReference(arguments.teacher, arguments.guidance).make(drawn)
 
     sheets = [real.held_out.take(range(COLUMNS))]
     label = f"{arguments.teacher.name}-{arguments.guidance:g}"
@@ -117,7 +118,7 @@ def main() -> None:
                 digest = bundle.manifest.files[generator.engine.file].sha256[:12]
                 title = f"{bundle.manifest.name}, {steps} step{'s' * (steps > 1)}"
 
-                def student(drawn: Cases, generator: Any = generator, title: str = title) -> Samples:
+                def student(drawn: Cases, generator: Any = generator, title: str = title) -> LabelledSet:
                     return make_with_engine(generator, drawn, label=title)
 
                 label = f"{bundle.manifest.name}-{steps}-{arguments.target.replace(':', '-')}-{digest}"
@@ -138,9 +139,9 @@ def main() -> None:
 
 
 def measure(
-    label: str, make: Callable[[Cases], Samples], cases: list[Cases], yardstick: Yardstick, folder: Path, *,
+    label: str, make: Callable[[Cases], LabelledSet], cases: list[Cases], yardstick: Yardstick, folder: Path, *,
     pixels: bool,
-) -> tuple[Samples, dict[str, Any]]:  # fmt: skip
+) -> tuple[LabelledSet, dict[str, Any]]:  # fmt: skip
     """Samples of the first seed, and the figures of every seed, with intervals, and their means."""
     rows, first = [], None
     for seed, drawn in zip(SEEDS, cases, strict=True):
@@ -180,12 +181,10 @@ def against(one: dict[str, Any], found: dict[str, Any]) -> dict[str, list[float 
     return differences
 
 
-def kept(path: Path, cases: Cases, make: Callable[[Cases], Samples]) -> Samples:
+def kept(path: Path, cases: Cases, make: Callable[[Cases], LabelledSet]) -> LabelledSet:
     """The images in `path`, or new ones, which are left there."""
     if path.is_file():
-        return Samples(
-            np.load(path), cases.wanted.masks, cases.wanted.names, cases.wanted.groups, cases.contexts.images
-        )
+        return cases.made(np.load(path))
     made = make(cases)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, made.images)
@@ -240,7 +239,7 @@ def tables(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def row(samples: Samples) -> np.ndarray:
+def row(samples: LabelledSet) -> np.ndarray:
     """The first images of a subject, side by side."""
     cells = [cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA) for image in samples.images[:COLUMNS]]
     return np.vstack([np.hstack(cells), np.full((6, 224 * COLUMNS), 255, np.uint8)])

@@ -20,13 +20,14 @@ import cv2
 import numpy as np
 
 import csg_edge
-from csg_edge.conditions import write_png
-from csg_edge.doctor import processor_name
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.labelled_set import LabelledSet
+from csg_edge.generation.doctor import processor_name
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.quality.cases import Cases, make_with_teacher, plan_cases, read_real
+from csg_edge.quality.cases import Cases, plan_cases, read_real
 from csg_edge.quality.evaluators import load_evaluators
 from csg_edge.quality.measure import Yardstick, measure_control, measure_generated
-from csg_edge.quality.samples import Samples
+from csg_edge.training.reference import TeacherReference
 
 SEEDS = (0, 1, 2)
 TWO_SAMPLE, KID_RATIO, DICE_MARGIN, CONTEXT_HITS = 0.75, 0.5, 0.03, 0.9
@@ -70,11 +71,13 @@ def main() -> None:
         write_png(arguments.sheet, sheet(real.held_out, made))
 
 
-def measure(folder: Path, guidance: float, cases: list[Cases], yardstick: Yardstick) -> tuple[Samples, dict[str, Any]]:
+def measure(
+    folder: Path, guidance: float, cases: list[Cases], yardstick: Yardstick
+) -> tuple[LabelledSet, dict[str, Any]]:
     """Samples of the first seed, and the figures of every seed with their means."""
     rows, first = [], None
     for seed, drawn in zip(SEEDS, cases, strict=True):
-        made = make_with_teacher(folder, drawn, guidance=guidance)
+        made = TeacherReference(folder, guidance).make(drawn)
         first = first or made
         found = measure_generated(
             str(folder), "teacher", made, drawn, yardstick, pixels=seed == SEEDS[0], note=quiet
@@ -107,7 +110,7 @@ def judge(
     return judged
 
 
-def sheet(real: Samples, made: Samples) -> np.ndarray:
+def sheet(real: LabelledSet, made: LabelledSet) -> np.ndarray:
     """40 real images, a bar, 40 samples."""
     rows = []
     for samples in (real, made):

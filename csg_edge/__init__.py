@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from csg_edge.errors import CsgEdgeError
 
 if TYPE_CHECKING:
-    from csg_edge.generator import Generator, load
+    from csg_edge.generation.generator import Generator
+    from csg_edge.generation.loading import load
 
 __version__ = "0.1.0"
 
@@ -21,8 +22,12 @@ __all__ = ["CsgEdgeError", "Generator", "__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     # On use, so that `csg-edge --help` does not wait for NumPy.
-    if name in ("Generator", "load"):
-        from csg_edge import generator
+    if name == "Generator":
+        from csg_edge.generation.generator import Generator
 
-        return getattr(generator, name)
+        return Generator
+    if name == "load":
+        from csg_edge.generation.loading import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

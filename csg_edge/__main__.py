@@ -1,5 +1,5 @@
 """`python -m csg_edge` is the command `csg-edge`."""
 
-from csg_edge.cli import main
+from csg_edge.cli.main import main
 
 main()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from csg_edge.bundle import MANIFEST_NAME, find_bundle, read_manifest, write_manifest
-from csg_edge.phantom import write_phantoms
+from csg_edge.bundle.manifest import MANIFEST_NAME, find_bundle, read_manifest, write_manifest
+from csg_edge.datasets.phantom import write_phantoms
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

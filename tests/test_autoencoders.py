@@ -15,11 +15,13 @@ import torch
 from foreign_teacher import change_json, write_bridge_teacher, write_kl_autoencoder
 from torch import Tensor
 
+from csg_edge.datasets.phantom import make_phantom
 from csg_edge.errors import InputError, TrainingError
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.phantom import make_phantom
 from csg_edge.training import fit_autoencoder, loop
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, image_to_unit, load_autoencoder
+from csg_edge.training.autoencoder import image_to_unit
+from csg_edge.training.autoencoders import load_autoencoder
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.fit_autoencoder import AutoencoderConfig, local_log_power, train_autoencoder
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel

@@ -12,7 +12,7 @@ import pytest
 from foreign_teacher import SIZE, write_bridge_teacher, write_epsilon_teacher
 from test_pipeline import csg_edge
 
-from csg_edge.phantom import write_phantoms
+from csg_edge.datasets.phantom import write_phantoms
 from csg_edge.training import trajectories
 from csg_edge.training.teachers import load_teacher
 

@@ -15,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from csg_edge.bundle import Bundle, Engine, Manifest, read_bundle, write_manifest
-from csg_edge.cli import main
+from csg_edge.bundle.manifest import Bundle, Engine, Manifest, read_bundle, write_manifest
+from csg_edge.cli.main import main
 from csg_edge.errors import BundleError, CsgEdgeError, EngineError, InputError, RuntimeUnavailableError
 from csg_edge.export import tensorrt
 from csg_edge.export.build import build_bundle
 from csg_edge.export.targets import SIXTEEN_BIT, check_target, preference
 from csg_edge.export.tensorrt_process import build_engine_apart
-from csg_edge.generator import load
-from csg_edge.verify import verify_bundle
+from csg_edge.generation.loading import load
+from csg_edge.generation.verify import verify_bundle
 
 SMS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 

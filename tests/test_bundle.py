@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from csg_edge.bundle import DIGEST_NAME, MANIFEST_NAME, Target, find_bundle, read_bundle, write_manifest
+from csg_edge.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, Target, find_bundle, read_bundle, write_manifest
 from csg_edge.errors import BundleError, InputError
 from csg_edge.labels import MSK_SCHEMA
 

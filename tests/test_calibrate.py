@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 from tiny_bundle import tiny_bundle, tiny_data
 
 import csg_edge
-from csg_edge.bundle import read_bundle, write_manifest
+from csg_edge.bundle.manifest import read_bundle, write_manifest
 from csg_edge.calibration.artefacts import Workshop
 from csg_edge.calibration.calibrate import parse_targets
 from csg_edge.calibration.recipes import RECIPES
 from csg_edge.calibration.samples import COLUMNS, draw_samples, read_samples, write_list
-from csg_edge.cli import main
+from csg_edge.cli.main import main
 from csg_edge.errors import BundleError, InputError
 from csg_edge.export.build import build_bundle
 

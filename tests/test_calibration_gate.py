@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from csg_edge.bundle import Engine
+from csg_edge.bundle.manifest import Engine
 from csg_edge.calibration.gate import judge_quality, judge_speed
 from csg_edge.calibration.quality import Quality
 from csg_edge.calibration.speed import Timing

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import LARGE, SMALL, tiny_bundle, tiny_data
 
-from csg_edge.bundle import Bundle
+from csg_edge.bundle.manifest import Bundle
 from csg_edge.calibration.layers import layers_of
 from csg_edge.calibration.onnx_qdq import ORT_CPU, TENSORRT, Ranges, load_ranges, measure_ranges, quantise, save_ranges
 from csg_edge.calibration.recipes import RECIPES, find_recipe

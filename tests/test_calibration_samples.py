@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tiny_bundle import tiny_data
 
-from csg_edge.bundle import Manifest, read_manifest
+from csg_edge.bundle.manifest import Manifest, read_manifest
 from csg_edge.calibration.samples import CalibrationSet, Sample, draw_samples, read_list, read_samples, write_list
-from csg_edge.conditions import write_png
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.layouts import open_folder
+from csg_edge.datasets.phantom import split_of
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
-from csg_edge.layouts import open_folder
 from csg_edge.noise import noise_for
-from csg_edge.phantom import split_of
 
 
 @pytest.fixture(scope="session")

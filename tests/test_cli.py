@@ -16,12 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 import csg_edge
-from csg_edge import folders
-from csg_edge.bundle import MANIFEST_NAME, read_manifest, write_manifest
-from csg_edge.cli import main
-from csg_edge.conditions import read_context, read_mask, resize_mask, write_png
+from csg_edge.bundle.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from csg_edge.cli.main import main
+from csg_edge.conditions.arrays import resize_mask
+from csg_edge.conditions.files import read_context, read_mask, write_png
 from csg_edge.errors import EngineError, InputError
-from csg_edge.generator import Generator
+from csg_edge.generation import folders
+from csg_edge.generation.generator import Generator
 from csg_edge.labels import MSK_SCHEMA
 
 

@@ -12,15 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from csg_edge.conditions import (
-    check_mask,
-    list_images,
-    read_context,
-    read_mask,
-    resize_image,
-    resize_mask,
-    write_png,
-)
+from csg_edge.conditions.arrays import check_mask, resize_image, resize_mask
+from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, NO_MASK
 

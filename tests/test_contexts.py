@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csg_edge import contexts, mask_moves
-from csg_edge.conditions import read_context, write_png
-from csg_edge.contexts import ContextBank, style_of
-from csg_edge.datasets import find_sets, read_set
+from csg_edge.conditions import contexts, mask_moves
+from csg_edge.conditions.contexts import ContextBank, style_of
+from csg_edge.conditions.files import read_context, write_png
+from csg_edge.datasets.labelled_set import find_sets, read_set
+from csg_edge.datasets.phantom import render_image, sample_appearance, sample_geometry
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.phantom import render_image, sample_appearance, sample_geometry
 
 Image = NDArray[np.uint8]
 LOOKS = 6

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csg_edge.conditions import write_png
-from csg_edge.datasets import find_sets, read_set
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.labelled_set import find_sets, read_set
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, LabelSchema
 

@@ -16,9 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from csg_edge import dicom
-from csg_edge.cli import main
-from csg_edge.conditions import read_context, read_mask, write_png
+from csg_edge.cli.main import main
+from csg_edge.conditions import dicom
+from csg_edge.conditions.files import read_context, read_mask, write_png
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA
 

@@ -14,19 +14,19 @@ import onnx
 import pytest
 import torch
 
-from csg_edge.bundle import read_bundle
+from csg_edge.bundle.manifest import read_bundle
 from csg_edge.errors import EngineError, InputError, TrainingError
 from csg_edge.export.assemble import export_bundle
 from csg_edge.export.graph import FewStepGraph, check_student, export_graphs
 from csg_edge.export.precision import simulate_half, to_half
 from csg_edge.export.weights import STORED, WEIGHTS_NAME, WIDEN, read_graph
+from csg_edge.generation.verify import verify_bundle
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import RUNTIMES, runtime_class
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import parse_steps
-from csg_edge.verify import verify_bundle
 
 FLOAT16 = onnx.TensorProto.FLOAT16
 Graphs = dict[tuple[int, int | None], Path]

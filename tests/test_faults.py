@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import csg_edge
-from csg_edge.bundle import find_bundle
+from csg_edge.bundle.manifest import find_bundle
 from csg_edge.errors import CancelledError, CsgEdgeError, TimedOutError
-from csg_edge.generator import Generator
+from csg_edge.generation.generator import Generator
 
 CALLS = 1000
 GOOD_EVERY = 100

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from csg_edge.cli import main
-from csg_edge.conditions import read_context, read_mask
-from csg_edge.contexts import ContextBank
+from csg_edge.cli.main import main
+from csg_edge.conditions.contexts import ContextBank
+from csg_edge.conditions.files import read_context, read_mask
+from csg_edge.conditions.masks import vary_by
 from csg_edge.errors import InputError
-from csg_edge.folders import plan
+from csg_edge.generation.folders import plan
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.masks import vary_by
 
 
 class TestSelect:

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import csg_edge
-from csg_edge.bundle import MANIFEST_NAME, read_bundle, read_manifest, write_manifest
+from csg_edge.bundle.manifest import MANIFEST_NAME, read_bundle, read_manifest, write_manifest
+from csg_edge.datasets.phantom import make_phantom
 from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
-from csg_edge.generator import Generator
-from csg_edge.phantom import make_phantom
-from csg_edge.verify import verify_bundle
+from csg_edge.generation.generator import Generator
+from csg_edge.generation.verify import verify_bundle
 
 MASKS = [make_phantom(seed, appearance_seed=1).mask for seed in range(3)]
 CONTEXTS = [make_phantom(seed + 50, appearance_seed=1).image for seed in range(3)]
@@ -166,7 +166,7 @@ class TestDeterminism:
 
     def test_a_fresh_process(self, one_by_one: Any) -> None:
         code = (
-            "import hashlib, csg_edge; from csg_edge.phantom import make_phantom as p;"
+            "import hashlib, csg_edge; from csg_edge.datasets.phantom import make_phantom as p;"
             "g = csg_edge.load(runtime='openvino', precision='fp32');"
             "print(hashlib.sha256(g.generate_one(p(0, appearance_seed=1).mask, p(50, appearance_seed=1).image, 0))"
             ".hexdigest())"
@@ -280,7 +280,8 @@ class TestChoice:
         self, plain_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            "csg_edge.selection.why_not", lambda engine: "not here" if engine.target.startswith("openvino") else None
+            "csg_edge.generation.selection.why_not",
+            lambda engine: "not here" if engine.target.startswith("openvino") else None,
         )
         with self.choose(plain_copy, tmp_path) as generator:
             assert generator.engine.target == "onnxruntime:CPU:fp32"
@@ -315,7 +316,7 @@ class TestChoice:
             return generate_one(generator, *arguments)
 
         monkeypatch.setattr(csg_edge.Generator, "generate_one", timed)
-        monkeypatch.setattr("csg_edge.selection.time.perf_counter", lambda: clock[0])
+        monkeypatch.setattr("csg_edge.generation.proof.time.perf_counter", lambda: clock[0])
         for when in ("just now", "before"):
             with self.choose(bundle_copy, tmp_path) as generator:
                 taken = eight if wins else fp32
@@ -333,7 +334,7 @@ class TestChoice:
             self.choose(bundle_copy, tmp_path)
 
     def test_nothing_can_run(self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("csg_edge.selection.why_not", lambda engine: "install it")
+        monkeypatch.setattr("csg_edge.generation.selection.why_not", lambda engine: "install it")
         with pytest.raises(RuntimeUnavailableError, match="install it"):
             self.choose(shipped, tmp_path)
 

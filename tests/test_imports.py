@@ -1,30 +1,28 @@
-"""What importing costs: NumPy alone at first, and no build-side package ever at run time.
-
-Each test in a fresh Python.
-"""
+"""What importing costs, each in a fresh Python; and the contracts of pyproject.toml, which say who may import whom."""
 
 from __future__ import annotations
 
-import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import csg_edge
 
 PACKAGE = Path(csg_edge.__file__).parent
 BUILD_SIDE = ("csg_edge.training", "csg_edge.export", "csg_edge.calibration", "csg_edge.quality", "csg_edge.benchmarks")
-RUN_TIME_QUALITY = ("csg_edge.quality", "csg_edge.quality.commands")  # options of `validate`; the rest on use
 BARE = "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxscript', 'safetensors']));"
 
 
 def run_time_modules() -> dict[str, Path]:
-    """Every module but training, export and `__main__`, by dotted name."""
+    """Every module that users run, commands included, by dotted name."""
     modules = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if (not name.startswith(BUILD_SIDE) or name in RUN_TIME_QUALITY) and parts[-1] != "__main__":
+        if not name.startswith(BUILD_SIDE) and parts[-1] != "__main__":
             modules[name] = path
     return modules
 
@@ -43,11 +41,16 @@ def test_importing_the_package_loads_no_framework() -> None:
 
 def test_every_run_time_module_imports_without_the_build_side() -> None:
     modules = run_time_modules()
-    assert modules.keys() >= {"csg_edge.cli", "csg_edge.runtimes.ov", "csg_edge.runtimes.ort", "csg_edge.verify"}
+    assert modules.keys() >= {
+        "csg_edge.cli.main",
+        "csg_edge.runtimes.ov",
+        "csg_edge.runtimes.ort",
+        "csg_edge.generation.verify",
+    }
     code = BARE + f"import importlib; [importlib.import_module(name) for name in {list(modules)}]; print(*sys.modules)"
     loaded = set(python(code).split())
     assert loaded >= modules.keys()
-    assert not [name for name in loaded if name.startswith(BUILD_SIDE) and name not in RUN_TIME_QUALITY]
+    assert not [name for name in loaded if name.startswith(BUILD_SIDE)]
     assert not loaded & {"openvino", "onnxruntime"}  # a runtime's framework is imported on use
 
 
@@ -61,27 +64,39 @@ def test_an_image_is_made_without_the_build_side() -> None:
     assert python(code) == "1 256 256"
 
 
-def imports_of(path: Path) -> set[str]:
-    """Absolute names imported anywhere in a module, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            names.update({node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names})
-    return names
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the package's modules, and of the contracts, to plant imports in."""
+    shutil.copytree(PACKAGE, tmp_path / "csg_edge", ignore=lambda _, names: {"models", "__pycache__"} & set(names))
+    shutil.copy(PACKAGE.parent / "pyproject.toml", tmp_path)
+    return tmp_path
 
 
-def test_nothing_at_run_time_reaches_for_training_or_export() -> None:
-    modules = run_time_modules()
-    reaching = {
-        name
-        for name, path in modules.items()
-        if any(found.startswith(BUILD_SIDE) and found not in RUN_TIME_QUALITY for found in imports_of(path))
-    }
-    # Inside commands that make models and bundles, judge them or time them.
-    assert reaching == {
-        "csg_edge.cli", "csg_edge.cli_bench", "csg_edge.cli_build", "csg_edge.cli_calibrate", "csg_edge.cli_train",
-        "csg_edge.quality.commands",
-    }  # fmt: skip
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The contracts of pyproject.toml, held against the modules of a folder."""
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_contracts_hold(sources: Path) -> None:
+    done = lint(sources)
+    assert done.returncode == 0, done.stdout
+    assert "3 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "planted", "broken"),
+    [
+        ("noise.py", "def late():\n    from csg_edge.generation import loading\n", "one direction"),
+        ("generation/folders.py", "def late():\n    import torch\n", "Run time needs neither"),
+        ("generation/selection.py", "def late():\n    from csg_edge.generation import loading\n", "No circles"),
+    ],
+    ids=["upwards", "torch at run time", "a circle of modules"],
+)
+def test_a_wrong_import_is_found_wherever_it_hides(sources: Path, module: str, planted: str, broken: str) -> None:
+    path = sources / "csg_edge" / module
+    path.write_text(path.read_text() + "\n\n" + planted)
+    done = lint(sources)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if broken in line and "BROKEN" in line]
+    assert line

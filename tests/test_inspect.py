@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from csg_edge.bundle import read_bundle
-from csg_edge.cli import main
+from csg_edge.bundle.manifest import read_bundle
+from csg_edge.cli.main import main
 from csg_edge.export.build import build_bundle
 from csg_edge.export.inspect import inspect_bundle, stages_of
 from csg_edge.export.weights import read_graph

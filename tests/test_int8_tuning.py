@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.training import int8_tuning
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
-from csg_edge.training.data import BatchSource, read_training_sets
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.int8_tuning import int8_velocity, quantised_layers, round_input, round_weight, tune_int8
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel

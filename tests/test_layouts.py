@@ -13,11 +13,11 @@ import pytest
 from dicom_files import tissue_region, write_dicom
 from numpy.typing import NDArray
 
-from csg_edge.conditions import write_png
-from csg_edge.datasets import find_sets, read_set, schema_of, splits_of
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.labelled_set import find_sets, read_set, schema_of, splits_of
+from csg_edge.datasets.layouts import VAL_SHARE, open_folder, split_of
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, LabelSchema
-from csg_edge.layouts import VAL_SHARE, open_folder, split_of
 
 NAMES = [f"case{index}" for index in range(6)]
 MASK = np.repeat(np.array([[0, 1, 2, 2]], np.uint8), 4, axis=0).repeat(8, axis=0).repeat(8, axis=1)  # (32, 32)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csg_edge import mask_moves
-from csg_edge.conditions import resize_mask
-from csg_edge.datasets import find_sets, read_set
+from csg_edge.conditions import mask_moves
+from csg_edge.conditions.arrays import resize_mask
+from csg_edge.conditions.masks import VARIATIONS, flaws, parse_spec, vary, vary_by
+from csg_edge.datasets.labelled_set import find_sets, read_set
+from csg_edge.datasets.phantom import SCENES, render_mask, sample_geometry
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, NO_MASK, LabelSchema
-from csg_edge.masks import VARIATIONS, flaws, parse_spec, vary, vary_by
-from csg_edge.phantom import SCENES, render_mask, sample_geometry
 
 Image = NDArray[np.uint8]
 BACKGROUND, APONEUROSIS, MUSCLE, NERVE, VESSEL, TENDON, BONE, DITF = 0, 1, 3, 5, 6, 7, 8, 9

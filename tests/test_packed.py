@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from csg_edge.cli import main
-from csg_edge.datacard import card_markdown, data_card
-from csg_edge.datasets import find_sets, read_set, schema_of, splits_of
+from csg_edge.cli.main import main
+from csg_edge.datasets.card import card_markdown, data_card
+from csg_edge.datasets.labelled_set import find_sets, read_set, schema_of, splits_of
+from csg_edge.datasets.layouts import Example
+from csg_edge.datasets.packing import choose_groups, pack_sets
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.layouts import Example
-from csg_edge.packing import choose_groups, pack_sets
 
 SPLITS = ("train", "val")
 
@@ -119,7 +119,7 @@ def test_a_file_above_the_limit_is_not_written(phantom_set: Path, tmp_path: Path
 def test_the_remedy_for_a_large_file_works(
     phantom_set: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csg_edge.packing.STEP", 2)
+    monkeypatch.setattr("csg_edge.datasets.packing.STEP", 2)
     limit = packed.stat().st_size - 1
     out = tmp_path / "p.safetensors"
     with pytest.raises(InputError, match=r"give --at-most \d+ ") as refusal:
@@ -196,7 +196,7 @@ def test_what_is_no_packed_set_is_refused(packed: Path, tmp_path: Path) -> None:
 def test_reading_needs_little(packed: Path) -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'PIL', 'pydicom', 'click']));"
-        "from pathlib import Path; from csg_edge.datasets import find_sets, read_set;"
+        "from pathlib import Path; from csg_edge.datasets.labelled_set import find_sets, read_set;"
         "from csg_edge.labels import MSK_SCHEMA;"
         "print(len(read_set(find_sets(Path(sys.argv[1]))[0], MSK_SCHEMA, split='val', size=96)))"
     )

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csg_edge import phantom
-from csg_edge.anatomy import Band, Blob, Curve, Geometry
-from csg_edge.errors import InputError
-from csg_edge.labels import MSK_SCHEMA
-from csg_edge.phantom import (
+from csg_edge.datasets import phantom
+from csg_edge.datasets.anatomy import Band, Blob, Curve, Geometry
+from csg_edge.datasets.phantom import (
     SCENES,
     Appearance,
     make_phantom,
@@ -26,6 +24,8 @@ from csg_edge.phantom import (
     sample_geometry,
     write_phantoms,
 )
+from csg_edge.errors import InputError
+from csg_edge.labels import MSK_SCHEMA
 
 NEUTRAL = Appearance(noise_db=-90.0, near_field_db=0.0)  # no noise floor, no near-field glare
 SEEDS = range(6)

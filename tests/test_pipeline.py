@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csg_edge.bundle import read_bundle
+from csg_edge.bundle.manifest import read_bundle
 from csg_edge.training import trajectories
 from csg_edge.training.model import CsgModel
 

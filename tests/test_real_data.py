@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import csg_edge
-from csg_edge.datasets import LabelledSet, find_sets, read_set
+from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.quality.contrast import contrast_correlation
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from stand_in_cuda import StandInCuda, tensorrt_of
 
-from csg_edge.bundle import read_bundle
+from csg_edge.bundle.golden import read_case
+from csg_edge.bundle.manifest import read_bundle
 from csg_edge.cache import BlobCache
 from csg_edge.errors import (
     CancelledError,
@@ -28,7 +29,6 @@ from csg_edge.runtimes.base import Runtime
 from csg_edge.runtimes.cuda import Cuda
 from csg_edge.runtimes.ov import OpenVinoRuntime
 from csg_edge.runtimes.trt import TensorRtRtxRuntime, TensorRtRuntime
-from csg_edge.verify import read_case
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from csg_edge.cli import main
+from csg_edge.cli.main import main
 from csg_edge.errors import InputError, TrainingError
 from csg_edge.export.graph import FewStepGraph, export_graphs
 from csg_edge.export.weights import read_graph
@@ -22,7 +22,8 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.quality.evaluators import Encoder
 from csg_edge.runtimes import runtime_class
 from csg_edge.training import trajectories
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, unit_to_image
+from csg_edge.training.autoencoder import unit_to_image
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.device import check_compiler
 from csg_edge.training.distil import (
     LossTerms,
@@ -34,11 +35,11 @@ from csg_edge.training.distil import (
     texture_distance,
     walk,
 )
+from csg_edge.training.feature_matching import Statistics
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler, mix
-from csg_edge.training.statistics import Statistics
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
@@ -300,7 +301,7 @@ class TestStatistics:
     def test_the_command_fits_the_features_once(
         self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("csg_edge.training.statistics.ITERATIONS", 1)
+        monkeypatch.setattr("csg_edge.training.feature_matching.ITERATIONS", 1)
         monkeypatch.setattr(trajectories, "SHARD", 4)
         teacher.save(tmp_path / "teacher")
         shared = tmp_path / "trajectories"
@@ -313,7 +314,9 @@ class TestStatistics:
             assert not done.value.code
             assert json.loads((tmp_path / name / "student.json").read_text())["statistics"] == 1.0
             fitted.append((shared / "statistics" / "checkpoint.safetensors").read_bytes())
-            monkeypatch.setattr("csg_edge.quality.fit._encoder_loss", lambda *_: lambda *_: pytest.fail("fitted again"))
+            monkeypatch.setattr(
+                "csg_edge.training.fit_evaluators._encoder_loss", lambda *_: lambda *_: pytest.fail("fitted again")
+            )
         assert fitted[0] == fitted[1]
         assert (tmp_path / "second" / "student").is_dir()
 

@@ -25,17 +25,18 @@ from foreign_teacher import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from csg_edge.cli import main
+from csg_edge.cli.main import main
+from csg_edge.datasets.phantom import write_phantoms
 from csg_edge.errors import CsgEdgeError, InputError, TrainingError
 from csg_edge.labels import MSK_SCHEMA, NO_MASK
 from csg_edge.noise import noise_for
-from csg_edge.phantom import write_phantoms
-from csg_edge.quality.cases import make_with_teacher, plan_cases, read_real
+from csg_edge.quality.cases import plan_cases, read_real
 from csg_edge.training import trajectories
 from csg_edge.training.bridge import PREDICTIONS, BrownianBridge
 from csg_edge.training.diffusers_files import MODULES, make_scheduler
 from csg_edge.training.diffusers_teacher import BRIDGE, FLOW, SCHEDULES, DiffusersProcess, DiffusersTeacher
 from csg_edge.training.model import CsgModel
+from csg_edge.training.reference import TeacherReference
 from csg_edge.training.student import start_student
 from csg_edge.training.teacher_format import SAMPLERS, TeacherFormat
 from csg_edge.training.teachers import folder_digest, load_teacher
@@ -322,7 +323,7 @@ def test_a_validation_samples_any_teacher(epsilon: Path, tmp_path: Path) -> None
     write_phantoms(tmp_path / "set", count=15, seed=1, size=SIZE)
     real = read_real([tmp_path / "set"], MSK_SCHEMA, size=SIZE, split="train")
     cases = plan_cases(real.held_out, count=2, seed=0)
-    made = make_with_teacher(epsilon, cases, guidance=1.0)
+    made = TeacherReference(epsilon).make(cases)
     teacher = load_teacher(epsilon)
     noise = torch.from_numpy(np.stack([noise_for(seed, (3, 16, 16)) for seed in cases.seeds]))
     mask, context = torch.from_numpy(cases.wanted.masks), torch.from_numpy(cases.contexts.images)

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from csg_edge.bundle import read_bundle
+from csg_edge.bundle.golden import read_case
+from csg_edge.bundle.manifest import read_bundle
+from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
 from csg_edge.export.graph import FewStepGraph
 from csg_edge.labels import MSK_SCHEMA, NO_MASK
 from csg_edge.noise import noise_for
 from csg_edge.training import loop, trajectories
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, dct_matrix
-from csg_edge.training.data import BatchSource, read_training_sets
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig, dct_matrix
 from csg_edge.training.distil import distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
@@ -30,7 +31,6 @@ from csg_edge.training.process import euler, multistep, teacher_timesteps, train
 from csg_edge.training.student import start_student
 from csg_edge.training.teacher import TeacherConfig, train
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
-from csg_edge.verify import read_case
 
 TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
 SIZE = 64

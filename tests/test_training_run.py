@@ -18,12 +18,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from csg_edge.cli import main
-from csg_edge.datasets import LabelledSet
+from csg_edge.cli.main import main
+from csg_edge.datasets.batches import BatchSource, look_alikes, read_training_sets
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.training.config import parse_shares, read_run
-from csg_edge.training.data import BatchSource, look_alikes, read_training_sets
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import NetworkConfig
 
@@ -234,7 +234,7 @@ class TestContexts:
             speckle[index] = grain * (0.4 if look == 0 else 1.0)
         images = speckle.astype(np.uint8)
         names = tuple(f"{index}" for index in range(24))
-        data = LabelledSet("looks", images, np.zeros_like(images), names, groups=tuple(f"{i // 3}" for i in range(24)))
+        data = LabelledSet(images, np.zeros_like(images), names, groups=tuple(f"{i // 3}" for i in range(24)))
         found = look_alikes(data, 5)
         assert found.shape == (24, 5)
         assert (looks[found] == looks[:, None]).all()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from csg_edge.bundle import MANIFEST_NAME, Bundle, Tolerance, read_bundle, read_manifest, write_manifest
-from csg_edge.phantom import make_phantom
-from csg_edge.verify import Difference, error_statistics, verify_bundle, verify_engine, within
-from csg_edge.verify import structural_similarity as our_similarity
+from csg_edge.bundle.golden import Difference, error_statistics, within
+from csg_edge.bundle.golden import structural_similarity as our_similarity
+from csg_edge.bundle.manifest import MANIFEST_NAME, Bundle, Tolerance, read_bundle, read_manifest, write_manifest
+from csg_edge.datasets.phantom import make_phantom
+from csg_edge.generation.verify import verify_bundle, verify_engine
 
 
 def pair(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:

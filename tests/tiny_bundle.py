@@ -11,13 +11,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from csg_edge.bundle import FORMAT, Bundle, Engine, GoldenCase, Graph, Manifest, read_bundle, write_manifest
-from csg_edge.conditions import write_png
+from csg_edge.bundle.manifest import FORMAT, Bundle, Engine, GoldenCase, Graph, Manifest, read_bundle, write_manifest
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.phantom import write_phantoms
 from csg_edge.export.targets import EXACT, SIXTEEN_BIT
 from csg_edge.export.weights import share_weights, write_graphs
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
-from csg_edge.phantom import write_phantoms
 from csg_edge.runtimes.ort import OnnxRuntime
 
 NOISE = (4, 64, 64)

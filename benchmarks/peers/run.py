@@ -26,8 +26,8 @@ from csg_edge.benchmarks.environment import Watch, describe_machine
 from csg_edge.benchmarks.roofline import available_cores
 from csg_edge.benchmarks.session import manifest_hash
 from csg_edge.benchmarks.systems import make_library
-from csg_edge.bundle import Bundle, find_bundle, read_bundle
-from csg_edge.generator import why_not
+from csg_edge.bundle.manifest import Bundle, find_bundle, read_bundle
+from csg_edge.generation.selection import why_not
 from csg_edge.storage import write_json
 
 HERE = Path(__file__).parent

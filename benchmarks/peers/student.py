@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.bundle import find_bundle
+from csg_edge.bundle.manifest import find_bundle
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
 STUDENT = Path(__file__).parents[2] / "export" / "msk-256.student"

@@ -27,10 +27,10 @@ def main(path: str) -> None:
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     import numpy as np
 
-    from csg_edge.bundle import read_bundle
+    from csg_edge.bundle.manifest import read_bundle
     from csg_edge.cache import BlobCache
     from csg_edge.errors import CsgEdgeError
-    from csg_edge.generator import open_engine
+    from csg_edge.generation.generator import open_engine
 
     mark("import_csg_edge")
     bundle = read_bundle(Path(request["bundle"]))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from csg_edge.benchmarks.statistics import ratio_interval
+from csg_edge.benchmarks.intervals import ratio_interval
 from csg_edge.errors import InputError
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from csg_edge.benchmarks.systems import find_engine
-from csg_edge.bundle import Bundle, Engine, Target, read_bundle
+from csg_edge.bundle.manifest import Bundle, Engine, Target, read_bundle
 from csg_edge.errors import RuntimeUnavailableError
 from csg_edge.noise import noise_for
 from csg_edge.runtimes.ov import CAPABILITIES, HINTS

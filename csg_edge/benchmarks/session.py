@@ -26,10 +26,10 @@ from csg_edge.benchmarks.scenarios import Plan
 from csg_edge.benchmarks.summary import runtime_milliseconds, stage_times, summarise_scenario
 from csg_edge.benchmarks.systems import make_library
 from csg_edge.benchmarks.tasks import StoppedError, cold_starts, run_task
-from csg_edge.bundle import MANIFEST_NAME, Bundle, Engine, find_bundle, read_bundle
+from csg_edge.bundle.manifest import MANIFEST_NAME, Bundle, Engine, find_bundle, read_bundle
 from csg_edge.errors import InputError
+from csg_edge.generation.selection import identity, why_not
 from csg_edge.progress import Progress
-from csg_edge.selection import identity, why_not
 from csg_edge.storage import write_json
 
 PEAK_SECONDS = {"short": 0.15}  # per shape and number format

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.benchmarks import statistics
+from csg_edge.benchmarks import intervals as statistics
 
 Record = dict[str, Any]
 

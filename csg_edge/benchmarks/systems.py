@@ -12,12 +12,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.bundle import Bundle, Engine, read_bundle
+from csg_edge.bundle.manifest import Bundle, Engine, read_bundle
 from csg_edge.cache import BlobCache
+from csg_edge.datasets.phantom import make_phantom
 from csg_edge.errors import EngineError, InputError
-from csg_edge.generator import open_engine
-from csg_edge.phantom import make_phantom
-from csg_edge.selection import golden_failure
+from csg_edge.generation.generator import open_engine
+from csg_edge.generation.proof import golden_failure
 
 Image = NDArray[np.uint8]
 

@@ -12,17 +12,9 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from csg_edge.bundle import Bundle, Engine, Graph, Target
+from csg_edge.bundle.manifest import Bundle, Engine, Graph, Target
 from csg_edge.cache import key_of
-from csg_edge.calibration.onnx_qdq import (
-    ORT_CPU,
-    TENSORRT,
-    Ranges,
-    load_ranges,
-    measure_ranges,
-    quantise,
-    save_ranges,
-)
+from csg_edge.calibration.onnx_qdq import ORT_CPU, TENSORRT, Ranges, load_ranges, measure_ranges, quantise, save_ranges
 from csg_edge.calibration.openvino_int8 import check_quantiser, write_int8_ir
 from csg_edge.calibration.recipes import Recipe
 from csg_edge.calibration.samples import CalibrationSet
@@ -32,7 +24,8 @@ from csg_edge.export.parity import graph_error
 from csg_edge.export.precision import simulate_half
 from csg_edge.export.targets import EIGHT_BIT, NVIDIA
 from csg_edge.export.weights import read_graph, write_graph
-from csg_edge.generator import Generator, why_not
+from csg_edge.generation.generator import Generator
+from csg_edge.generation.selection import why_not
 from csg_edge.progress import Progress
 from csg_edge.runtimes import runtime_class
 from csg_edge.runtimes.base import Runtime

@@ -3,97 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from csg_edge.bundle import Bundle, Engine, Target
+from csg_edge.bundle.manifest import Bundle, Engine, Target, check_replaceable
 from csg_edge.calibration import report as reporting
 from csg_edge.calibration.artefacts import Workshop, check_quantisers, family_of, fp32_graph, install
 from csg_edge.calibration.compare import Tried, compare_recipes, write_tried
 from csg_edge.calibration.layers import layers_of
-from csg_edge.calibration.quality import IMAGES, Judge, Quality, Seen
-from csg_edge.calibration.recipes import Recipe
-from csg_edge.calibration.samples import Sample, draw_samples, read_list, read_samples, write_list
+from csg_edge.calibration.outcome import Agreement, Outcome, Row, Settings
+from csg_edge.calibration.quality import Judge, Quality, Seen
+from csg_edge.calibration.samples import draw_samples, read_list, read_samples, write_list
 from csg_edge.calibration.search import Attempt, baselines, kept_images, search
 from csg_edge.calibration.sensitivity import Sensitivity, rank_layers, worth_it
-from csg_edge.calibration.speed import Timing
+from csg_edge.datasets.labelled_set import Image
 from csg_edge.errors import InputError
-from csg_edge.export.aside import check_replaceable
 from csg_edge.export.build import check_builder, growing
 from csg_edge.export.inspect import files_of
 from csg_edge.export.targets import EXACT, check_target
-from csg_edge.generator import Generator, open_engine
+from csg_edge.generation.generator import Generator, open_engine
 from csg_edge.machine import processor_name
 from csg_edge.progress import Progress
-from csg_edge.quality.samples import Image
 from csg_edge.runtimes.ort import OnnxRuntime
 
-SAMPLES = 300
 RANKED = 6  # samples that layers are ranked on: the order settles long before the ranges do
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to calibrate, on what. `list` names samples; without it they are drawn by `seed`.
-
-    data: sets to calibrate on (train groups) and to judge by (held-out ones). extra: sets to calibrate on only.
-    """
-
-    data: tuple[Path, ...]
-    targets: tuple[Target, ...]
-    steps: tuple[int, ...]
-    report: Path
-    recipe: Recipe
-    extra: tuple[Path, ...] = ()
-    samples: int = SAMPLES
-    list: Path | None = None
-    seed: int = 0
-    images: int = IMAGES
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: an engine, its size, speed and quality."""
-
-    target: str
-    steps: int
-    size: int
-    timing: Timing | None
-    quality: Quality
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far two int8 engines are apart, beside how far each is from fp32: root mean squares in grey levels."""
-
-    steps: int
-    first: str
-    second: str
-    apart: float
-    first_to_fp32: float
-    second_to_fp32: float
-
-
-@dataclass
-class Outcome:
-    """Everything a calibration found."""
-
-    samples: tuple[Sample, ...]
-    fingerprint: str
-    attempts: list[Attempt] = field(default_factory=list)  # in the order tried
-    chosen: list[Attempt] = field(default_factory=list)  # one a target and number of steps: the one passed, or the best
-    rankings: dict[int, tuple[Sensitivity, ...]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    agreements: list[Agreement] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every target got its engine."""
-        return bool(self.chosen) and all(attempt.passed for attempt in self.chosen)
 
 
 def parse_targets(texts: Sequence[str]) -> tuple[Target, ...]:

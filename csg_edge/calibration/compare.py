@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csg_edge.bundle import Bundle, Target
+from csg_edge.bundle.manifest import Bundle, Target
 from csg_edge.calibration.artefacts import Workshop, family_of
 from csg_edge.calibration.layers import layers_of
 from csg_edge.calibration.recipes import RECIPES
@@ -19,7 +19,7 @@ from csg_edge.calibration.search import baselines
 from csg_edge.calibration.sensitivity import worth_it
 from csg_edge.calibration.speed import time_in_turns
 from csg_edge.errors import EngineError
-from csg_edge.generator import open_engine
+from csg_edge.generation.generator import open_engine
 from csg_edge.runtimes.ort import OnnxRuntime
 
 IMAGES = 8

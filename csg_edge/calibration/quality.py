@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.bundle import Manifest
+from csg_edge.bundle.golden import Difference
+from csg_edge.bundle.manifest import Manifest
+from csg_edge.datasets.labelled_set import Image, LabelledSet
 from csg_edge.errors import InputError
-from csg_edge.generator import Generator
+from csg_edge.generation.generator import Generator
 from csg_edge.progress import Progress
 from csg_edge.quality.bootstrap import MIN_GROUPS, Weights, group_interval
 from csg_edge.quality.cases import Cases, fingerprint, plan_cases, read_real
 from csg_edge.quality.distribution import group_discrepancy, polynomial_kernel
 from csg_edge.quality.evaluators import SHIPPED, Described, Evaluators, load_evaluators
 from csg_edge.quality.record import Figure
-from csg_edge.quality.samples import Image, Samples
 from csg_edge.quality.segmentation import mean_dice
 from csg_edge.quality.spectrum import Spectra, radial_log_spectra, spectrum_gap
-from csg_edge.verify import Difference
 
 IMAGES = 126
 DRAWS = 400
@@ -52,7 +52,7 @@ class Judge:
     """What images are judged by: held-out real images, the cases to make, evaluators that took part in no training."""
 
     cases: Cases
-    real: Samples
+    real: LabelledSet
     described: Described
     reference: Described
     spectra: Spectra
@@ -147,7 +147,7 @@ class Judge:
 class Seen:
     """Images with their features, Dice per image (NaN where the mask has no class large enough) and spectra."""
 
-    samples: Samples
+    samples: LabelledSet
     features: Described
     dice: NDArray[np.float64]
     spectra: Spectra

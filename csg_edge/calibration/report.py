@@ -8,17 +8,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from csg_edge import __version__
-from csg_edge.bundle import Bundle
+from csg_edge.bundle.manifest import Bundle
+from csg_edge.calibration.outcome import Outcome, Row, Settings
+from csg_edge.calibration.search import Attempt
 from csg_edge.calibration.sensitivity import draw_ranking, write_table
 from csg_edge.machine import processor_name
 from csg_edge.quality.record import Gate
-
-if TYPE_CHECKING:
-    from csg_edge.calibration.calibrate import Outcome, Row, Settings
-    from csg_edge.calibration.search import Attempt
 
 HEADER = (
     "engine", "steps", "MB", "p50 ms", "p90 ms", "PSNR to fp32, dB", "SSIM", "KID", "Dice", "spectrum gap, nats",

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.bundle import Manifest
-from csg_edge.conditions import resize_image, resize_mask
-from csg_edge.datasets import class_table, find_sets, open_set
+from csg_edge.bundle.manifest import Manifest
+from csg_edge.conditions.arrays import resize_image, resize_mask
+from csg_edge.datasets.labelled_set import class_table, find_sets, open_set
+from csg_edge.datasets.layouts import Example, FolderSet
+from csg_edge.datasets.packed import PackedSet
 from csg_edge.errors import InputError
-from csg_edge.layouts import Example, FolderSet
 from csg_edge.noise import check_seed, noise_for
-from csg_edge.packed import PackedSet
 from csg_edge.runtimes.base import Results
 
 SPLIT = "train"

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from csg_edge.bundle import Bundle, Engine, Target
+from csg_edge.bundle.golden import Difference, read_case
+from csg_edge.bundle.manifest import Bundle, Engine, Target
 from csg_edge.calibration.artefacts import Artefact, Workshop, family_of
 from csg_edge.calibration.gate import judge_quality, judge_speed
 from csg_edge.calibration.quality import Judge, Quality, Seen
 from csg_edge.calibration.sensitivity import Sensitivity
 from csg_edge.calibration.speed import Timing, speed_up, time_in_turns
+from csg_edge.datasets.labelled_set import Image
 from csg_edge.errors import EngineError
-from csg_edge.generator import Generator, open_engine, why_not
+from csg_edge.generation.generator import Generator, open_engine
+from csg_edge.generation.selection import why_not
 from csg_edge.quality.record import Gate
-from csg_edge.quality.samples import Image
-from csg_edge.verify import Difference, read_case
 
 TIMED = 8  # samples that go round while engines are timed
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from csg_edge.generator import Generator
+from csg_edge.generation.generator import Generator
 from csg_edge.runtimes.base import Results
 
 ROUNDS = 40

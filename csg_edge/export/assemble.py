@@ -11,18 +11,27 @@ from types import MappingProxyType
 import torch
 
 from csg_edge import __version__
-from csg_edge.bundle import FORMAT, Bundle, Engine, GoldenCase, Graph, Manifest, Target, write_manifest
-from csg_edge.conditions import write_png
+from csg_edge.bundle.manifest import (
+    FORMAT,
+    Bundle,
+    Engine,
+    GoldenCase,
+    Graph,
+    Manifest,
+    Target,
+    check_replaceable,
+    write_manifest,
+)
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.phantom import SCENES, make_phantom
 from csg_edge.errors import EngineError, InputError
-from csg_edge.export.aside import check_replaceable
 from csg_edge.export.graph import OPSET, FewStepGraph, check_student, export_graphs
 from csg_edge.export.parity import graph_error
 from csg_edge.export.targets import TOLERANCES
+from csg_edge.generation.verify import verify_engine
 from csg_edge.noise import noise_for
-from csg_edge.phantom import SCENES, make_phantom
 from csg_edge.storage import folder_replaced
 from csg_edge.training.model import CsgModel
-from csg_edge.verify import verify_engine
 
 GOLDEN_SEED = 2024
 EMPTY: Mapping[str, Path] = MappingProxyType({})

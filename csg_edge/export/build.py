@@ -10,17 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from csg_edge.bundle import Bundle, Engine, Graph, Manifest, Target, write_manifest
+from csg_edge.bundle.manifest import Bundle, Engine, Graph, Manifest, Target, check_replaceable, write_manifest
 from csg_edge.errors import BundleError, EngineError, InputError
 from csg_edge.export import openvino, tensorrt
-from csg_edge.export.aside import check_replaceable
 from csg_edge.export.parity import graph_error
 from csg_edge.export.precision import to_half
 from csg_edge.export.targets import NVIDIA, TOLERANCES, check_target, preference
 from csg_edge.export.tensorrt_process import build_engine_apart
 from csg_edge.export.weights import read_graph, write_graph
+from csg_edge.generation.verify import verify_engine
 from csg_edge.storage import folder_replaced
-from csg_edge.verify import verify_engine
 
 ENGINES = "engines"
 DEFAULT_OPTIONS = tensorrt.Options()

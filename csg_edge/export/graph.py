@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from csg_edge import __version__
 from csg_edge.errors import EngineError, InputError
 from csg_edge.export.weights import Tensors, share_weights, write_graphs
-from csg_edge.quiet import quiet
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions
 from csg_edge.training.process import STUDENT_TIMESTEPS
+from csg_edge.training.quiet import quiet
 
 OPSET = 20  # ONNX Runtime 1.32 fails on quantised graphs of opset 21 and later
 MAX_IMAGE_SIZE = 512

@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from csg_edge.bundle import Bundle, Engine, Graph, Target
+from csg_edge.bundle.manifest import Bundle, Engine, Graph, Target
 from csg_edge.export.precision import without_weights
 from csg_edge.export.weights import WEIGHTS_NAME, WIDEN, read_graph
-from csg_edge.generator import why_not
+from csg_edge.generation.selection import why_not
 
 Shapes = Mapping[str, tuple[int, tuple[int, ...]]]
 """Tensor name -> ONNX element type, shape."""
@@ -136,7 +136,7 @@ def _engine_report(bundle: Bundle, engine: Engine) -> dict[str, Any]:
         layers = _node_precisions(read_graph(bundle.file(engine.file), weights=False))
     if reason is None:
         from csg_edge.export.openvino import layer_precisions
-        from csg_edge.generator import open_engine
+        from csg_edge.generation.generator import open_engine
 
         if target.runtime == "openvino":
             force, layers = layer_precisions(bundle.file(engine.file), target.device, target.precision)

@@ -6,15 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from csg_edge.bundle import Bundle, Engine, Graph
+from csg_edge.bundle.golden import error_statistics, read_case
+from csg_edge.bundle.manifest import Bundle, Engine, Graph
 from csg_edge.errors import EngineError
 from csg_edge.export.precision import simulate_half
 from csg_edge.export.targets import TOLERANCES
 from csg_edge.export.weights import read_graph
-from csg_edge.generator import Generator
+from csg_edge.generation.generator import Generator
 from csg_edge.runtimes.base import Runtime
 from csg_edge.runtimes.ort import OnnxRuntime
-from csg_edge.verify import error_statistics, read_case
 
 
 def graph_error(bundle: Bundle, graph: Graph) -> dict[str, Any]:

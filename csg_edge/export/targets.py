@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from csg_edge.bundle import Engine, Target, Tolerance
+from csg_edge.bundle.manifest import Engine, Target, Tolerance
 from csg_edge.errors import InputError
 
 EXACT = Tolerance(levels=1, share=0.999, psnr=50.0)

@@ -1,1 +1,1 @@
-"""Is an image what its mask, its context and real ultrasound say it should be? NumPy only so far."""
+"""Is an image what its mask, its context and real ultrasound say it should be?"""

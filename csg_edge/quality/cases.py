@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from csg_edge.datasets import LabelledSet, find_sets, read_set
+from csg_edge.datasets.labelled_set import Image, LabelledSet, find_sets, read_set
 from csg_edge.errors import InputError
-from csg_edge.generator import Generator
+from csg_edge.generation.generator import Generator
 from csg_edge.labels import LabelSchema
-from csg_edge.noise import noise_for
 from csg_edge.progress import Progress
-from csg_edge.quality.samples import Image, Samples
 
 PAIRS = 32  # cases made twice, with another seed, for diversity
-TEACHER_BATCH = 8
 
 
 @dataclass(frozen=True)
 class RealData:
     """Real images: those the generator may have seen, and those of groups it has not."""
 
-    train: Samples
-    held_out: Samples
+    train: LabelledSet
+    held_out: LabelledSet
     sets: dict[str, dict[str, int]]  # set -> images and groups of both splits
 
     @property
@@ -41,18 +39,37 @@ class Cases:
     `wanted` holds the real images of the masks; the last `pairs` cases repeat the first ones under another seed.
     """
 
-    wanted: Samples
-    contexts: Samples
+    wanted: LabelledSet
+    contexts: LabelledSet
     seeds: tuple[int, ...]
     pairs: int
 
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def made(self, images: Image) -> LabelledSet:
+        """Images (N, H, W) uint8 that were made of these cases, with their masks, names, groups and contexts."""
+        return replace(self.wanted, images=images, contexts=self.contexts.images)
+
     @property
     def single(self) -> int:
         """How many cases there are without the repeats."""
         return len(self.seeds) - self.pairs
+
+
+class Reference(Protocol):
+    """A teacher, by the images it makes of cases: what an engine's images are compared with."""
+
+    @property
+    def guidance(self) -> float:
+        """Of its sampling; 1 is the plain model."""
+
+    @property
+    def key(self) -> str:
+        """Stands for its weights and guidance. Raises CsgEdgeError for a folder that cannot be read."""
+
+    def make(self, cases: Cases) -> LabelledSet:
+        """Its images of the cases, from the noise of their seeds."""
 
 
 def read_real(roots: Sequence[Path], schema: LabelSchema, *, size: int, split: str = "val") -> RealData:
@@ -69,13 +86,13 @@ def read_real(roots: Sequence[Path], schema: LabelSchema, *, size: int, split: s
                 f"{directory}: one group only in split {split!r}; a context must come from another group, "
                 "so put at least two groups there"
             )
-        train.append(_samples(seen))
-        held_out.append(_samples(judged))
+        train.append(seen)
+        held_out.append(judged)
         sets[seen.name] = {
             "train_images": len(seen), "train_groups": len(set(seen.groups)),
             "held_out_images": len(judged), "held_out_groups": len(set(judged.groups)),
         }  # fmt: skip
-    return RealData(Samples.join(train), Samples.join(held_out), sets)
+    return RealData(LabelledSet.join(train), LabelledSet.join(held_out), sets)
 
 
 def set_of(group: str) -> str:
@@ -83,7 +100,7 @@ def set_of(group: str) -> str:
     return group.split("/")[0]
 
 
-def plan_cases(real: Samples, *, count: int, seed: int) -> Cases:
+def plan_cases(real: LabelledSet, *, count: int, seed: int) -> Cases:
     """`count` cases that go round all held-out images, then up to PAIRS of the first again for diversity.
 
     real: held-out images whose group names start with their set's name and a slash.
@@ -105,36 +122,14 @@ def plan_cases(real: Samples, *, count: int, seed: int) -> Cases:
     return Cases(real.take(order), real.take(contexts), seeds, pairs)
 
 
-def make_with_engine(generator: Generator, cases: Cases, *, label: str) -> Samples:
+def make_with_engine(generator: Generator, cases: Cases, *, label: str) -> LabelledSet:
     """The images of one engine, one call each, as it is used."""
     progress = Progress(label, len(cases), unit="images")
     images = []
     for index, seed in enumerate(cases.seeds):
         images.append(generator.generate_one(cases.wanted.masks[index], cases.contexts.images[index], seed))
         progress.advance()
-    return _made(np.stack(images), cases)
-
-
-def make_with_teacher(folder: Path, cases: Cases, *, guidance: float) -> Samples:
-    """The teacher's images of the same cases from the same noise, by its own sampler."""
-    import torch
-
-    from csg_edge.training.device import autocast, choose_precision
-    from csg_edge.training.teachers import load_teacher
-
-    precision = choose_precision("auto", torch.device("cpu"))
-    teacher = load_teacher(folder).eval().to(memory_format=torch.channels_last)
-    progress = Progress("teacher", len(cases), unit="images")
-    images = []
-    for start in range(0, len(cases), TEACHER_BATCH):
-        batch = slice(start, min(start + TEACHER_BATCH, len(cases)))
-        mask, context = (torch.from_numpy(array[batch]) for array in (cases.wanted.masks, cases.contexts.images))
-        noise = np.stack([noise_for(seed, teacher.latent_shape(1)[1:]) for seed in cases.seeds[batch]])
-        with torch.inference_mode(), autocast(torch.device("cpu"), precision):
-            clean = teacher.integrate(mask, context, torch.from_numpy(noise), guidance=guidance)
-            images.append(teacher.autoencoder.decode(clean).numpy())
-        progress.advance(len(images[-1]))
-    return _made(np.concatenate(images), cases)
+    return cases.made(np.stack(images))
 
 
 def fingerprint(cases: Cases) -> str:
@@ -144,11 +139,3 @@ def fingerprint(cases: Cases) -> str:
         digest.update(array.tobytes())
     digest.update(repr(cases.seeds).encode())
     return digest.hexdigest()[:16]
-
-
-def _made(images: Image, cases: Cases) -> Samples:
-    return Samples(images, cases.wanted.masks, cases.wanted.names, cases.wanted.groups, cases.contexts.images)
-
-
-def _samples(data: LabelledSet) -> Samples:
-    return Samples(data.images, data.masks, data.names, data.groups)

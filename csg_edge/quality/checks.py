@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
-from csg_edge.quality.samples import Samples
 
 Features = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ def check_images(images: NDArray[Any], what: str = "images") -> None:
         )
 
 
-def check_pair(real: Samples, generated: Samples) -> None:
+def check_pair(real: LabelledSet, generated: LabelledSet) -> None:
     """Two sets of one image size. Raises InputError."""
     check_images(real.images, "real images")
     check_images(generated.images, "generated images")

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.checks import Features, check_images
-from csg_edge.quality.samples import Samples
 
-Describe = Callable[[Samples], Features]
+Describe = Callable[[LabelledSet], Features]
 """One vector an image: samples to (N, D) float32."""
 
 DescribeImages = Callable[[NDArray[np.uint8]], Features]
@@ -44,7 +44,7 @@ def band_maps(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([*bands, cv2.Sobel(smooth, -1, 0, 1), cv2.Sobel(smooth, -1, 1, 0)])
 
 
-def texture_features(samples: Samples) -> Features:
+def texture_features(samples: LabelledSet) -> Features:
     """Image-only features (N, 4 * 9): grey mean and deviation and log deviation of every map, in four depth zones.
 
     Raises InputError for constant images.
@@ -53,7 +53,7 @@ def texture_features(samples: Samples) -> Features:
     return np.stack([_texture(image) for image in samples.images])
 
 
-def joint_features(samples: Samples, *, classes: int) -> Features:
+def joint_features(samples: LabelledSet, *, classes: int) -> Features:
     """Features of images with their masks: texture features, then for every class what is known of it.
 
     Per class: grey mean less that of the image, log deviation of the grey levels and of the maps, and the mean step

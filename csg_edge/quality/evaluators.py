@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csg_edge.datasets.labelled_set import Image, LabelledSet
 from csg_edge.errors import BundleError, InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.quality.descriptors import joint_features, standardise
-from csg_edge.quality.samples import Image, Samples
 from csg_edge.storage import write_json, written_whole
 
 SHIPPED = Path(__file__).parent / "evaluators_msk"
@@ -61,7 +61,7 @@ class Evaluators:
         labels = [self.segmenter(_grey(images, start)).argmax(1) for start in range(0, len(images), BATCH)]
         return torch.cat(labels).to(torch.uint8).numpy()
 
-    def describe(self, samples: Samples) -> Described:
+    def describe(self, samples: LabelledSet) -> Described:
         """All features of some images.
 
         Those of images with their masks come from a bank of filters (`descriptors.joint_features`): an encoder that was

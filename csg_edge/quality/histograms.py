@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import check_pair
 from csg_edge.quality.record import Figure
-from csg_edge.quality.samples import Samples
 
 MIN_PIXELS = 2000
 """A class with fewer pixels in either set has no histogram worth comparing."""
@@ -33,7 +33,7 @@ class HistogramGap:
     excluded: Mapping[int, str]
 
 
-def class_histograms(samples: Samples, *, classes: int) -> NDArray[np.float64]:
+def class_histograms(samples: LabelledSet, *, classes: int) -> NDArray[np.float64]:
     """(N, classes, 256) pixel counts. Raises InputError for a mask with an index outside the classes."""
     top = int(samples.masks.max())
     if top >= classes:
@@ -56,7 +56,7 @@ def grey_distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
     return np.asarray(np.abs(shares[0] - shares[1]).sum(axis=-1))
 
 
-def histogram_gap(real: Samples, generated: Samples, *, classes: int, rng: np.random.Generator) -> HistogramGap:
+def histogram_gap(real: LabelledSet, generated: LabelledSet, *, classes: int, rng: np.random.Generator) -> HistogramGap:
     """Compare the grey levels of each class between two sets.
 
     Best with generated images that were made from the masks of these real images, so that a class covers the same

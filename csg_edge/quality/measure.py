@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval, split_groups
 from csg_edge.quality.cases import Cases, RealData, set_of
 from csg_edge.quality.contrast import contrast_correlation
@@ -17,7 +18,6 @@ from csg_edge.quality.evaluators import Described, Evaluators
 from csg_edge.quality.histograms import HistogramGap, histogram_gap
 from csg_edge.quality.memorisation import Memorisation, image_distances, memorisation, own_distances
 from csg_edge.quality.record import Figure, Subject
-from csg_edge.quality.samples import Samples
 from csg_edge.quality.segmentation import mean_dice
 from csg_edge.quality.speckle import speckle_figures
 from csg_edge.quality.spectrum import spectrum_figure
@@ -35,7 +35,7 @@ class Measured:
     """A subject's figures with what its pictures are drawn from."""
 
     subject: Subject
-    samples: Samples
+    samples: LabelledSet
     histograms: HistogramGap | None = None
     memorisation: Memorisation | None = None
     style: ContextSimilarity | None = None
@@ -67,7 +67,7 @@ class Yardstick:
 
 
 def measure_generated(
-    name: str, kind: str, made: Samples, cases: Cases, yardstick: Yardstick, *, pixels: bool, note: Note
+    name: str, kind: str, made: LabelledSet, cases: Cases, yardstick: Yardstick, *, pixels: bool, note: Note
 ) -> Measured:
     """Every figure of generated images; `pixels` adds the two-sample test that is trained on pixels."""
     real, evaluators = yardstick.real, yardstick.evaluators
@@ -142,7 +142,7 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
     return Measured(Subject("real against real", "control", len(held_out), figures), held_out)
 
 
-def _halves(samples: Samples, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _halves(samples: LabelledSet, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Positions of two halves without a common group, each set halved for itself.
 
     A half with more nerves and one with more muscles would differ, and rightly so.
@@ -183,7 +183,7 @@ def _distribution(
     return figures
 
 
-def _dice(evaluators: Evaluators, samples: Samples, rng: np.random.Generator) -> Figure:
+def _dice(evaluators: Evaluators, samples: LabelledSet, rng: np.random.Generator) -> Figure:
     values = mean_dice(evaluators.segment(samples.images), samples.masks)
     judged = np.flatnonzero(np.isfinite(values))
     found = values[judged]
@@ -193,7 +193,7 @@ def _dice(evaluators: Evaluators, samples: Samples, rng: np.random.Generator) ->
     return Figure(figure.value, figure.low, figure.high, figure.groups, "; ".join(filter(None, (figure.note, note))))
 
 
-def _contrast(samples: Samples, wanted: Samples, rng: np.random.Generator) -> Figure:
+def _contrast(samples: LabelledSet, wanted: LabelledSet, rng: np.random.Generator) -> Figure:
     triples = list(zip(samples.images, wanted.images[: len(samples)], samples.masks, strict=True))
 
     def correlation(a: Weights) -> float:
@@ -203,7 +203,9 @@ def _contrast(samples: Samples, wanted: Samples, rng: np.random.Generator) -> Fi
     return group_interval(correlation, samples.groups, rng=rng, draws=50)
 
 
-def _diversity(made: Samples, cases: Cases, embedding: NDArray[np.float32], yardstick: Yardstick) -> dict[str, Figure]:
+def _diversity(
+    made: LabelledSet, cases: Cases, embedding: NDArray[np.float32], yardstick: Yardstick
+) -> dict[str, Figure]:
     again = made.take(range(cases.single, len(made)))
     first = made.take(range(cases.pairs))
     repeated = yardstick.evaluators.describe(again).standardised(yardstick.reference).embedding
@@ -215,7 +217,7 @@ def _diversity(made: Samples, cases: Cases, embedding: NDArray[np.float32], yard
     }
 
 
-def _context_copies(samples: Samples, cases: Cases, rng: np.random.Generator) -> Figure:
+def _context_copies(samples: LabelledSet, cases: Cases, rng: np.random.Generator) -> Figure:
     """Median distance of an image to its own context, over that of the mask's real image to the same context."""
     contexts = cases.contexts.images[: len(samples)]
     ours = own_distances(samples.images, contexts).astype(np.float64)

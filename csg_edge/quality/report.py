@@ -214,7 +214,7 @@ def _sheets(pictures: Pictures) -> list[list[list[tuple[str, str]]]]:
 
     Subjects stand side by side, so that one look compares them; a subject without a case leaves its cell out.
     """
-    from csg_edge.sheets import colour_mask, overlay
+    from csg_edge.generation.sheets import colour_mask, overlay
 
     cases: dict[tuple[bytes, bytes], list[tuple[str, SheetRow]]] = {}
     for subject, rows in pictures.sheets.items():
@@ -234,7 +234,7 @@ def _sheets(pictures: Pictures) -> list[list[list[tuple[str, str]]]]:
 
 def _legend(pictures: Pictures) -> list[tuple[str, str]]:
     """(class, CSS colour) of the classes that the sheets show."""
-    from csg_edge.sheets import PALETTE
+    from csg_edge.generation.sheets import PALETTE
 
     rows = [row for rows in pictures.sheets.values() for row in rows]
     present = sorted({int(index) for row in rows for index in np.unique(row.mask)} - {0})

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from csg_edge.datasets.labelled_set import Image
 from csg_edge.errors import InputError
-from csg_edge.quality.samples import Image
 
 MIN_PIXELS = 50  # a class smaller than this in the mask says nothing about fidelity
 

@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import check_images, check_pair
 from csg_edge.quality.record import Figure
-from csg_edge.quality.samples import Samples
 
 STATISTICS = ("snr", "nakagami", "axial", "lateral")
 PATCH = 32
@@ -77,7 +77,7 @@ def patch_statistics(patches: NDArray[np.uint8], *, dynamic_range_db: float = DY
     return np.stack([snr, nakagami, axial, lateral], axis=1)
 
 
-def speckle_statistics(samples: Samples, *, dynamic_range_db: float = DYNAMIC_RANGE_DB) -> SpeckleStatistics:
+def speckle_statistics(samples: LabelledSet, *, dynamic_range_db: float = DYNAMIC_RANGE_DB) -> SpeckleStatistics:
     """Statistics of every image with homogeneous patches. Raises InputError if no image has one."""
     check_images(samples.images)
     values, positions, count = [], [], 0
@@ -95,7 +95,7 @@ def speckle_statistics(samples: Samples, *, dynamic_range_db: float = DYNAMIC_RA
     return SpeckleStatistics(np.array(values), np.array(positions, np.intp), count)
 
 
-def speckle_figures(real: Samples, generated: Samples, *, rng: np.random.Generator) -> Mapping[str, Figure]:
+def speckle_figures(real: LabelledSet, generated: LabelledSet, *, rng: np.random.Generator) -> Mapping[str, Figure]:
     """For each of STATISTICS and for their mean ("all") a robust effect size between two sets, 0 ideal.
 
     The Wasserstein-1 distance of the logarithms of the per-image values, in units of their spread (1.4826 x median

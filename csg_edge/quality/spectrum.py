@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import check_images, check_pair
 from csg_edge.quality.record import Figure
-from csg_edge.quality.samples import Samples
 
 Spectra = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def spectrum_gap(real: Spectra, generated: Spectra) -> float:
     return float(np.abs(real.mean(axis=0) - generated.mean(axis=0)).mean())
 
 
-def spectrum_figure(real: Samples, generated: Samples, *, rng: np.random.Generator) -> Figure:
+def spectrum_figure(real: LabelledSet, generated: LabelledSet, *, rng: np.random.Generator) -> Figure:
     """`spectrum_gap` with its interval over groups, in nats. Raises InputError for images of different sizes."""
     check_pair(real, generated)
     first, second = radial_log_spectra(real.images), radial_log_spectra(generated.images)

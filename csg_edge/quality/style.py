@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import check_features, check_images
 from csg_edge.quality.descriptors import DescribeImages, standardise, style_features
 from csg_edge.quality.record import Figure
-from csg_edge.quality.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ContextSimilarity:
 
 
 def context_similarity(
-    generated: Samples,
+    generated: LabelledSet,
     *,
     rng: np.random.Generator,
     style: DescribeImages = style_features,

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.quality import pages
-from csg_edge.quality.samples import Samples
 
 FORMAT = 1
 PAGE, KEY, README = "index.html", "key.json", "README.txt"
@@ -57,7 +57,7 @@ class Choice:
     same_mask: int
 
 
-def make_study(real: Samples, synthetic: Samples, out: Path, *, count: int, seed: int) -> Study:
+def make_study(real: LabelledSet, synthetic: LabelledSet, out: Path, *, count: int, seed: int) -> Study:
     """Write OUT/index.html for the readers; OUT/key.json and OUT/README.txt for the study leader alone.
 
     count: images in all, half of each kind; an odd one is rounded down. The same samples and seed give the same files.
@@ -104,7 +104,7 @@ def make_study(real: Samples, synthetic: Samples, out: Path, *, count: int, seed
     return Study(study, out / PAGE, out / KEY, len(names), notes)
 
 
-def choose_images(real: Samples, synthetic: Samples, half: int, generator: np.random.Generator) -> Choice:
+def choose_images(real: LabelledSet, synthetic: LabelledSet, half: int, generator: np.random.Generator) -> Choice:
     """Choose `half` pairs of a real and a synthetic image, greedily, one pair at a time.
 
     Wishes in falling order: a synthetic image's own source (the real image of its mask, or its context) is not shown;
@@ -167,12 +167,12 @@ def choose_images(real: Samples, synthetic: Samples, half: int, generator: np.ra
     )
 
 
-def _contents(samples: Samples) -> list[frozenset[int]]:
+def _contents(samples: LabelledSet) -> list[frozenset[int]]:
     counts = [np.bincount(mask.ravel(), minlength=256) for mask in samples.masks]
     return [frozenset(int(index) for index in np.flatnonzero(count >= MIN_PIXELS)) for count in counts]
 
 
-def _areas(samples: Samples) -> list[NDArray[np.float64]]:
+def _areas(samples: LabelledSet) -> list[NDArray[np.float64]]:
     return [np.bincount(mask.ravel(), minlength=256) / mask.size for mask in samples.masks]
 
 
@@ -180,7 +180,7 @@ def _mark(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest()
 
 
-def _digest(seed: int, *parts: Samples) -> bytes:
+def _digest(seed: int, *parts: LabelledSet) -> bytes:
     digest = hashlib.sha256(str(seed).encode())
     for samples in parts:
         digest.update(np.ascontiguousarray(samples.images).tobytes())

@@ -23,11 +23,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import Features, check_feature_pair, check_features, check_pair
 from csg_edge.quality.record import Figure
-from csg_edge.quality.samples import Samples
 
 FOLDS = 5
 REPEATS = 3
@@ -80,7 +80,7 @@ def feature_test(
 
 
 def pixel_test(
-    real: Samples, generated: Samples, *, seed: int, progress: Callable[[int, int], None] | None = None
+    real: LabelledSet, generated: LabelledSet, *, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> TwoSampleTest:
     """A small convolutional network on the pixels, the stricter test: PIXEL_STEPS steps in each of PIXEL_FOLDS folds.
 

@@ -17,18 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csg_edge.conditions import resize_image, resize_mask
-from csg_edge.datasets import LabelledSet
-from csg_edge.generator import Generator
-from csg_edge.masks import vary_by
+from csg_edge.conditions.masks import vary_by
+from csg_edge.datasets.batches import BatchSource
+from csg_edge.datasets.labelled_set import Image, LabelledSet
+from csg_edge.generation.generator import Generator
 from csg_edge.progress import Progress
 from csg_edge.quality.evaluators import grey_levels, make_segmenter, segmentation_loss
-from csg_edge.quality.samples import Image, Samples
 from csg_edge.quality.segmentation import mean_dice
-from csg_edge.training.data import BatchSource
 
 ARMS = ("real", "real and synthetic", "synthetic")
-VARIATION = "deform:0.5?,tilt:3deg?"  # of `csg_edge.masks`, as users make new masks
+VARIATION = "deform:0.5?,tilt:3deg?"  # of `csg_edge.conditions.masks`, as users make new masks
 COLUMNS = ("arm", "fraction", "seed", "group", "name", "dice")
 
 
@@ -57,10 +55,10 @@ class Score:
 
 
 def measure_usefulness(
-    generator: Generator, train: Sequence[LabelledSet], held_out: Samples, config: UsefulnessConfig, *, table: Path
+    generator: Generator, train: Sequence[LabelledSet], held_out: LabelledSet, config: UsefulnessConfig, *, table: Path
 ) -> list[Score]:
     """Run what `table` (CSV) does not hold yet, adding each training's scores to it; returns all scores."""
-    small = _resize(held_out, config.size)
+    small = held_out.resized(config.size)
     scores = read_scores(table)
     done = {(score.arm, score.fraction, score.seed) for score in scores}
     grid = list(itertools.product(config.fractions, config.seeds))
@@ -71,7 +69,7 @@ def measure_usefulness(
             continue
         real = [choose_groups(item, fraction, seed=seed) for item in train]
         synthetic = [make_synthetic(generator, item, config, seed=seed, sets=len(real)) for item in real]
-        real, synthetic = ([_resize_set(item, config.size) for item in sets] for sets in (real, synthetic))
+        real, synthetic = ([item.resized(config.size) for item in sets] for sets in (real, synthetic))
         sets = {"real": real, "real and synthetic": [*real, *synthetic], "synthetic": synthetic}
         for arm in todo:
             found = train_segmenter(sets[arm], len(generator.bundle.manifest.labels), config, seed=seed)
@@ -92,7 +90,7 @@ def choose_groups(data: LabelledSet, fraction: float, *, seed: int) -> LabelledS
     groups = sorted(set(data.groups))
     order = np.random.default_rng([seed, len(groups)]).permutation(len(groups))
     kept = {groups[index] for index in order[: max(2, round(fraction * len(groups)))]}
-    return _take(data, [index for index, group in enumerate(data.groups) if group in kept])
+    return data.take([index for index, group in enumerate(data.groups) if group in kept])
 
 
 def make_synthetic(
@@ -111,7 +109,7 @@ def make_synthetic(
         masks.append(generator.prepare_mask(varied, name="mask"))
         names.append(f"{number:04d}")
         groups.append(data.groups[index])
-    return LabelledSet(f"{data.name} synthetic", np.stack(images), np.stack(masks), tuple(names), tuple(groups))
+    return LabelledSet(np.stack(images), np.stack(masks), tuple(names), tuple(groups), name=f"{data.name} synthetic")
 
 
 def train_segmenter(
@@ -127,7 +125,7 @@ def train_segmenter(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=config.iterations)
     network.train()
     for _, batch in source.stream(0, config.iterations):
-        loss = segmentation_loss(network(grey_levels(batch.image)), batch.mask)
+        loss = segmentation_loss(network(grey_levels(torch.from_numpy(batch.image))), torch.from_numpy(batch.mask))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -164,23 +162,3 @@ def _append(table: Path, scores: Sequence[Score]) -> None:
     lines += [f"{s.arm},{s.fraction},{s.seed},{s.group},{s.name},{s.dice:.6f}" for s in scores]
     with table.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
-
-
-def _take(data: LabelledSet, indices: Sequence[int]) -> LabelledSet:
-    chosen = list(indices)
-    return LabelledSet(
-        data.name, data.images[chosen], data.masks[chosen],
-        tuple(data.names[index] for index in chosen), tuple(data.groups[index] for index in chosen),
-    )  # fmt: skip
-
-
-def _resize_set(data: LabelledSet, size: int) -> LabelledSet:
-    images = np.stack([resize_image(image, size, size) for image in data.images])
-    masks = np.stack([resize_mask(mask, size, size) for mask in data.masks])
-    return LabelledSet(data.name, images, masks, data.names, data.groups)
-
-
-def _resize(data: Samples, size: int) -> Samples:
-    images = np.stack([resize_image(image, size, size) for image in data.images])
-    masks = np.stack([resize_mask(mask, size, size) for mask in data.masks])
-    return Samples(images, masks, data.names, data.groups)

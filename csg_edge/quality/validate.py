@@ -16,30 +16,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csg_edge import __version__
-from csg_edge.bundle import Bundle, Target, find_bundle, read_bundle
-from csg_edge.datasets import find_sets, read_set
-from csg_edge.doctor import processor_name
+from csg_edge.bundle.manifest import Bundle, Target, find_bundle, read_bundle
+from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
 from csg_edge.errors import InputError
-from csg_edge.generator import Generator, load
+from csg_edge.generation.doctor import processor_name
+from csg_edge.generation.generator import Generator
+from csg_edge.generation.loading import load
 from csg_edge.noise import check_seed
 from csg_edge.progress import Progress
 from csg_edge.quality.bootstrap import group_interval
-from csg_edge.quality.cases import (
-    Cases,
-    RealData,
-    fingerprint,
-    make_with_engine,
-    make_with_teacher,
-    plan_cases,
-    read_real,
-)
+from csg_edge.quality.cases import Cases, RealData, Reference, fingerprint, make_with_engine, plan_cases, read_real
 from csg_edge.quality.evaluators import LIMITS, SHIPPED, load_evaluators
 from csg_edge.quality.gates import judge
 from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
 from csg_edge.quality.record import FORMAT, Gate, Record, Subject
-from csg_edge.quality.samples import Samples
 from csg_edge.storage import written_whole
-from csg_edge.training.teachers import folder_digest
 
 if TYPE_CHECKING:
     from csg_edge.quality.turing import Study
@@ -56,8 +47,7 @@ class Settings:
     data: tuple[Path, ...]
     targets: tuple[str, ...] = ()  # empty: the engine `auto` takes
     steps: tuple[int, ...] = (1,)
-    teacher: Path | None = None
-    guidance: float = 1.0
+    teacher: Reference | None = None
     reference: Path | None = None  # an earlier report.json on the same cases, for the teacher's figures
     images: int = FULL_IMAGES
     split: str = "val"
@@ -116,7 +106,7 @@ def validate(settings: Settings, out: Path) -> Validation:
         cases = plan_cases(real.held_out, count=settings.images, seed=settings.seed)
         borrowed = _borrow(settings.reference, cases) if settings.reference else None
         # What cannot be read or run is refused before the minutes that follow.
-        key = _teacher_key(settings.teacher, settings.guidance) if settings.teacher else ""
+        key = settings.teacher.key if settings.teacher else ""
         for target, steps in engines:
             _open(settings.bundle, target, steps).close()
     with clock.stage("describing real images"):
@@ -175,13 +165,13 @@ def write_study(settings: Settings, count: int, out: Path) -> Study:
 
 
 def _measure_teacher(
-    settings: Settings, folder: Path, key: str, cases: Cases, yardstick: Yardstick, *, clock: Clock, out: Path
+    settings: Settings, teacher: Reference, key: str, cases: Cases, yardstick: Yardstick, *, clock: Clock, out: Path
 ) -> Measured:
     with clock.stage("teacher images"):
         made = _kept(
             out / "images" / f"teacher-{key}-{fingerprint(cases)}.npy",
             cases,
-            lambda: make_with_teacher(folder, cases, guidance=settings.guidance),
+            lambda: teacher.make(cases),
         )
     with clock.stage("teacher figures"):
         pixels = not settings.gates_only
@@ -213,13 +203,13 @@ def _open(bundle: str, target: str, steps: int) -> Generator:
     return load(bundle, runtime=wanted.runtime, device=wanted.device, precision=wanted.precision, steps=steps)
 
 
-def _kept(path: Path, cases: Cases, make: Callable[[], Samples]) -> Samples:
+def _kept(path: Path, cases: Cases, make: Callable[[], LabelledSet]) -> LabelledSet:
     """The images in `path` if an earlier run left them there, else new ones, which are left there."""
     wanted = (len(cases), *cases.wanted.images.shape[1:])
     if path.is_file():
         images = np.load(path, allow_pickle=False)
         if images.shape == wanted and images.dtype == np.uint8:
-            return Samples(images, cases.wanted.masks, cases.wanted.names, cases.wanted.groups, cases.contexts.images)
+            return cases.made(images)
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as aside, aside.open("wb") as file:
@@ -273,7 +263,7 @@ def _settings(settings: Settings, real: RealData, cases: Cases) -> dict[str, obj
     return {
         "cases": fingerprint(cases), "images": cases.single, "repeated_under_another_seed": cases.pairs,
         "seed": settings.seed, "split": settings.split, "mode": "gates only" if settings.gates_only else "full",
-        "guidance_of_teacher": settings.guidance, "sets": real.sets,
+        "guidance_of_teacher": settings.teacher.guidance if settings.teacher else 1.0, "sets": real.sets,
     }  # fmt: skip
 
 
@@ -294,10 +284,6 @@ def _limits(real: RealData, bundle: Bundle) -> list[str]:
     if absent:
         lines.append(f"No held-out image shows {', '.join(absent)}: nothing here was measured about them.")
     return lines
-
-
-def _teacher_key(folder: Path, guidance: float) -> str:
-    return hashlib.sha256(f"{folder_digest(folder)} {guidance}".encode()).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:

@@ -5,11 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from csg_edge.datasets.batches import Batch
 from csg_edge.errors import InputError
+
+
+class Tensors(NamedTuple):
+    """A batch where training runs."""
+
+    image: Tensor  # (B, H, W) uint8
+    mask: Tensor  # (B, H, W) uint8
+    context: Tensor  # (B, H, W) uint8
+
+
+def tensors(batch: Batch, device: torch.device) -> Tensors:
+    """A batch as tensors on a device; on a CPU they share its memory."""
+    return Tensors(*(torch.from_numpy(item).to(device) for item in batch))
 
 
 def choose_device(name: str) -> torch.device:

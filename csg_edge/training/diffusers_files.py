@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from csg_edge.errors import InputError, TrainingError
-from csg_edge.quiet import quiet
-from csg_edge.training.storage import read_json
+from csg_edge.training.model_files import read_json
+from csg_edge.training.quiet import quiet
 
 MODULES = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL", "VQModel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from csg_edge.errors import InputError, TrainingError
 from csg_edge.labels import NO_MASK, LabelSchema
-from csg_edge.training.autoencoder import load_autoencoder
+from csg_edge.training.autoencoders import load_autoencoder
 from csg_edge.training.bridge import BrownianBridge, Predict
 from csg_edge.training.diffusers_files import load_module, make_scheduler, refuse_pickles
 from csg_edge.training.learned_autoencoder import LearnedAutoencoder
 from csg_edge.training.model import read_schema
+from csg_edge.training.model_files import read_json
 from csg_edge.training.networks import one_hot
-from csg_edge.training.storage import read_json
 from csg_edge.training.teacher_format import TeacherFormat
 
 UNETS = ("UNet2DModel", "UNet2DConditionModel")

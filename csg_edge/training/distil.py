@@ -23,16 +23,16 @@ from torch import Tensor
 
 from csg_edge.errors import TrainingError
 from csg_edge.storage import write_json
-from csg_edge.training.autoencoder import BlockDct
+from csg_edge.training.block_dct import BlockDct
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
+from csg_edge.training.model_files import read_json
 from csg_edge.training.process import STUDENT_TIMESTEPS
-from csg_edge.training.storage import read_json
 from csg_edge.training.trajectories import Trajectories
 
 if TYPE_CHECKING:  # it needs the quality extra, which a student trained without it does not
-    from csg_edge.training.statistics import Statistics
+    from csg_edge.training.feature_matching import Statistics
 
 LOSS_FLOOR = 1e-4
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken

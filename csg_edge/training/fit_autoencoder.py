@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csg_edge.datasets import find_sets, read_set, schema_of, splits_of
+from csg_edge.datasets.batches import BatchSource, read_training_sets
+from csg_edge.datasets.labelled_set import find_sets, read_set, schema_of, splits_of
 from csg_edge.errors import InputError
 from csg_edge.storage import folder_replaced, write_json
-from csg_edge.training.autoencoder import image_to_unit, load_autoencoder
-from csg_edge.training.data import BatchSource, read_training_sets
-from csg_edge.training.device import autocast, seeded
+from csg_edge.training.autoencoder import image_to_unit
+from csg_edge.training.autoencoders import load_autoencoder
+from csg_edge.training.device import autocast, seeded, tensors
 from csg_edge.training.diffusers_files import import_diffusers
 from csg_edge.training.learned_autoencoder import KlAutoencoder
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
@@ -79,7 +80,7 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
         index, batch = next(batches)
         if index != iteration:
             raise RuntimeError(f"batch {index} at iteration {iteration}")
-        unit = image_to_unit(batch.image.to(device))
+        unit = image_to_unit(tensors(batch, device).image)
         with autocast(device, loop.precision):
             posterior = network.encode(unit).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -146,7 +147,7 @@ def local_log_power(unit: Tensor) -> Tensor:
 @torch.no_grad()
 def _normalise(network: Any, source: BatchSource, device: torch.device) -> None:
     """Write into the config the mean and scale by which latents of training images are about standard normal."""
-    images = (image_to_unit(source.draw(index).image.to(device)) for index in range(STATISTICS_BATCHES))
+    images = (image_to_unit(tensors(source.draw(index), device).image) for index in range(STATISTICS_BATCHES))
     latents = torch.cat([network.encode(unit).latent_dist.mean.flatten().double() for unit in images])
     network.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1.0 / latents.std().item())
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
-from csg_edge.training.data import BatchSource, read_training_sets
-from csg_edge.training.device import autocast, seeded
+from csg_edge.training.device import autocast, seeded, tensors
 from csg_edge.training.distil import LOSS_FLOOR, check_same, walk
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
@@ -97,7 +97,7 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
 
     def loss(iteration: int) -> Tensor:
         _, batch = next(batches)
-        mask, context = batch.mask.to(device), batch.context.to(device)
+        _, mask, context = tensors(batch, device)
         noise = torch.randn(student.latent_shape(len(mask)), generator=seeded(loop.seed, iteration)).to(device)
         random = np.random.default_rng([loop.seed, iteration])
         later = bool(places) and random.random() < 0.5

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from csg_edge.errors import TrainingError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.storage import folder_replaced, write_json
-from csg_edge.training.autoencoder import Autoencoder, BlockDct, load_autoencoder
+from csg_edge.training.autoencoder import Autoencoder
+from csg_edge.training.autoencoders import load_autoencoder
+from csg_edge.training.block_dct import BlockDct
+from csg_edge.training.model_files import read_json
 from csg_edge.training.networks import Conditions, CsgUNet, NetworkConfig, one_hot
 from csg_edge.training.process import STUDENT_TIMESTEPS, TEACHER_STEPS, Velocity, multistep, teacher_timesteps
-from csg_edge.training.storage import read_json
 
 GUIDED_ABOVE = 0.45
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from csg_edge.errors import TrainingError
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.learned_autoencoder import LearnedAutoencoder
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig

@@ -12,21 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csg_edge.datacard import card_markdown, data_card
-from csg_edge.datasets import LabelledSet, find_sets, read_set, schema_of, splits_of
+from csg_edge.datasets.batches import BatchSource, read_training_sets
+from csg_edge.datasets.card import card_markdown, data_card
+from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set, schema_of, splits_of
 from csg_edge.errors import TrainingError
+from csg_edge.generation.sheets import contact_sheet
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
-from csg_edge.sheets import contact_sheet
 from csg_edge.storage import write_json, write_whole
-from csg_edge.training.autoencoder import BlockDct, BlockDctConfig, load_autoencoder
-from csg_edge.training.data import BatchSource, read_training_sets
-from csg_edge.training.device import autocast, seeded
+from csg_edge.training.autoencoders import load_autoencoder
+from csg_edge.training.block_dct import BlockDct, BlockDctConfig
+from csg_edge.training.device import autocast, seeded, tensors
 from csg_edge.training.loop import LoopConfig, TrainingState, fit, start_or_resume
 from csg_edge.training.model import CsgModel
+from csg_edge.training.model_files import read_json
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import mix, training_timesteps
-from csg_edge.training.storage import read_json
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
 SCHEMAS = ("msk", "own")
@@ -97,7 +98,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         index, batch = next(batches)
         if index != iteration:
             raise RuntimeError(f"batch {index} at iteration {iteration}")
-        image, mask, context = (item.to(device) for item in batch)
+        image, mask, context = tensors(batch, device)
         generator = seeded(loop.seed, iteration)
         with torch.no_grad():
             clean = model.autoencoder.encode(image)
@@ -188,7 +189,7 @@ def _bands(source: BatchSource, path: Path) -> BlockDctConfig:
     Fixed for the whole run even when it is resumed with more data.
     """
     if not path.exists():
-        bands = BlockDctConfig.fit(torch.cat([source.draw(index).image for index in range(16)]).numpy())
+        bands = BlockDctConfig.fit(np.concatenate([source.draw(index).image for index in range(16)]))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, bands.to_json())
     return BlockDctConfig.from_json(read_json(path))

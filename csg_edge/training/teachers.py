@@ -12,7 +12,7 @@ from csg_edge.errors import InputError, TrainingError
 from csg_edge.labels import LabelSchema
 from csg_edge.training.autoencoder import Autoencoder
 from csg_edge.training.model import CsgModel
-from csg_edge.training.storage import read_json
+from csg_edge.training.model_files import read_json
 
 ENTRY = "csg.json"  # how conditions enter a teacher that diffusers made
 

@@ -16,14 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.storage import write_json, written_whole
-from csg_edge.training.data import BatchSource, read_training_sets
-from csg_edge.training.device import autocast, seeded
+from csg_edge.training.device import autocast, seeded, tensors
 from csg_edge.training.loop import stop_requested
-from csg_edge.training.storage import read_json
+from csg_edge.training.model_files import read_json
 from csg_edge.training.teachers import Teacher
 
 SHARD = 32
@@ -70,7 +70,7 @@ def make_trajectories(
             if stopped():
                 return False
             batch = source.draw(index)
-            mask, context = batch.mask.to(device), batch.context.to(device)
+            _, mask, context = tensors(batch, device)
             noise = torch.randn(teacher.latent_shape(SHARD), generator=seeded(config.seed, index))
             noise = (
                 noise.bfloat16().float().to(device)
@@ -83,7 +83,7 @@ def make_trajectories(
                 )
             ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
             with written_whole(shards[index]) as aside:
-                save_file({**ends, "mask": batch.mask, "context": batch.context}, aside)
+                save_file({**ends, "mask": mask.cpu(), "context": context.cpu()}, aside)
             progress.advance(SHARD)
     return True
 

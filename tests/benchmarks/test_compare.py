@@ -10,7 +10,7 @@ from bench_records import record_of, row_of
 from click.testing import CliRunner
 
 from csg_edge.benchmarks.compare import compare, failed, notes
-from csg_edge.cli import main
+from csg_edge.cli.main import main
 from csg_edge.errors import InputError
 
 

@@ -19,8 +19,8 @@ from csg_edge.benchmarks import selftest
 from csg_edge.benchmarks.files import SAMPLES, file_name, read_record
 from csg_edge.benchmarks.scenarios import Plan, Scenario
 from csg_edge.benchmarks.session import choose_engines, measure_stand_ins
-from csg_edge.bundle import find_bundle, read_bundle, write_manifest
-from csg_edge.cli import main
+from csg_edge.bundle.manifest import find_bundle, read_bundle, write_manifest
+from csg_edge.cli.main import main
 from csg_edge.errors import InputError
 
 TINY = """

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from csg_edge.benchmarks import statistics
+from csg_edge.benchmarks import intervals as statistics
 
 
 @pytest.mark.parametrize(

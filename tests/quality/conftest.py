@@ -9,27 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csg_edge.datasets import read_set
+from csg_edge.datasets.labelled_set import LabelledSet, read_set
+from csg_edge.datasets.phantom import make_phantom
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.phantom import make_phantom
 from csg_edge.quality.bootstrap import split_groups
 from csg_edge.quality.descriptors import Describe, joint_features, texture_features
 from csg_edge.quality.evaluators import load_evaluators
-from csg_edge.quality.samples import Samples
 
-Pair = tuple[Samples, Samples]
+Pair = tuple[LabelledSet, LabelledSet]
 CLASSES = len(MSK_SCHEMA)
 
 
 def phantom_samples(
     seeds: Sequence[int], looks: Sequence[int], *, size: int = 256, group: int = 3, scene: str | None = None
-) -> Samples:
+) -> LabelledSet:
     """Phantoms with their masks, `group` consecutive ones a group."""
     made = [
         make_phantom(seed, appearance_seed=look, size=size, scene=scene)
         for seed, look in zip(seeds, looks, strict=True)
     ]
-    return Samples(
+    return LabelledSet(
         np.stack([phantom.image for phantom in made]),
         np.stack([phantom.mask for phantom in made]),
         tuple(f"{seed}-{look}" for seed, look in zip(seeds, looks, strict=True)),
@@ -37,14 +36,14 @@ def phantom_samples(
     )
 
 
-def real_samples(root: Path, split: str, *, a_group: int | None = None) -> Samples:
+def real_samples(root: Path, split: str, *, a_group: int | None = None) -> LabelledSet:
     """Both public sets, at most `a_group` images of each group."""
     parts = []
     for name in ("dltrack_aponeurosis", "usgra_nerve_vessel"):
         found = read_set(root / name, MSK_SCHEMA, split=split, size=256)
         kept = [index for members in found.indices_by_group().values() for index in members[:a_group]]
-        parts.append(Samples(found.images, found.masks, found.names, found.groups).take(kept))
-    return Samples.join(parts)
+        parts.append(found.take(kept))
+    return LabelledSet.join(parts)
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, LabelSchema
 from csg_edge.quality.cases import PAIRS, fingerprint, plan_cases, read_real
-from csg_edge.quality.samples import Samples
 
 
-def real(count: int = 12) -> Samples:
+def real(count: int = 12) -> LabelledSet:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (count, 32, 32)).astype(np.uint8)
     names = tuple(map(str, range(count)))
     groups = tuple(f"{'ab'[index % 2]}/{index // 4}" for index in range(count))
-    return Samples(images, images % 3, names, groups)
+    return LabelledSet(images, images % 3, names, groups)
 
 
 def test_contexts_come_from_another_group_of_the_same_set() -> None:

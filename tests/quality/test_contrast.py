@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csg_edge.phantom import make_phantom
+from csg_edge.datasets.phantom import make_phantom
 from csg_edge.quality.contrast import class_contrasts, contrast_correlation
 
 PHANTOMS = [make_phantom(seed) for seed in range(20)]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import phantom_samples, real_samples
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
-from csg_edge.quality import degrade
+import degrade
 from csg_edge.quality.diversity import diversity_figure, seed_distances, seed_feature_distances
 from csg_edge.quality.memorisation import feature_distances, image_distances, memorisation, own_distances
-from csg_edge.quality.samples import Samples
 from csg_edge.quality.style import context_similarity
 
-ALTERED: dict[str, Callable[[Samples, np.random.Generator], Samples]] = {
+ALTERED: dict[str, Callable[[LabelledSet, np.random.Generator], LabelledSet]] = {
     "exact": lambda copies, rng: copies,
     "gain": lambda copies, rng: degrade.gain(copies),
     "shifted by 3 px": lambda copies, rng: degrade.shift_images(copies, rows=3, columns=-3),
@@ -30,7 +30,7 @@ ALTERED: dict[str, Callable[[Samples, np.random.Generator], Samples]] = {
 
 
 @pytest.fixture(scope="module", params=["phantom", "real"])
-def sets(request: pytest.FixtureRequest) -> tuple[Samples, Samples, np.ndarray]:
+def sets(request: pytest.FixtureRequest) -> tuple[LabelledSet, LabelledSet, np.ndarray]:
     """Training images, held-out images, and the distances between them."""
     if request.param == "phantom":
         train, held = phantom_samples(range(200), range(200)), phantom_samples(range(1000, 1060), range(1000, 1060))
@@ -41,7 +41,9 @@ def sets(request: pytest.FixtureRequest) -> tuple[Samples, Samples, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ALTERED)
-def test_every_copy_is_caught(name: str, sets: tuple[Samples, Samples, np.ndarray], rng: np.random.Generator) -> None:
+def test_every_copy_is_caught(
+    name: str, sets: tuple[LabelledSet, LabelledSet, np.ndarray], rng: np.random.Generator
+) -> None:
     train, held, to_train = sets
     chosen = rng.choice(len(train), len(held))
     copies = ALTERED[name](held.with_images(train.images[chosen]), rng)
@@ -53,7 +55,7 @@ def test_every_copy_is_caught(name: str, sets: tuple[Samples, Samples, np.ndarra
 
 
 def test_images_that_copy_nothing_are_not_accused(
-    sets: tuple[Samples, Samples, np.ndarray], rng: np.random.Generator
+    sets: tuple[LabelledSet, LabelledSet, np.ndarray], rng: np.random.Generator
 ) -> None:
     train, held, to_train = sets
     grown = degrade.rescale_speckle(held)  # an image set of its own, as far from the training images
@@ -64,7 +66,7 @@ def test_images_that_copy_nothing_are_not_accused(
 
 
 def test_three_copies_among_sixty_are_named(
-    sets: tuple[Samples, Samples, np.ndarray], rng: np.random.Generator
+    sets: tuple[LabelledSet, LabelledSet, np.ndarray], rng: np.random.Generator
 ) -> None:
     train, held, to_train = sets
     images = held.images.copy()
@@ -73,7 +75,7 @@ def test_three_copies_among_sixty_are_named(
     assert set(found.suspects) == {5, 17, 40}
 
 
-def test_copies_of_the_own_context_are_caught(sets: tuple[Samples, Samples, np.ndarray]) -> None:
+def test_copies_of_the_own_context_are_caught(sets: tuple[LabelledSet, LabelledSet, np.ndarray]) -> None:
     train, held, _ = sets
     contexts = train.images[: len(held)]
     assert own_distances(contexts[:8, :, ::-1].copy(), contexts[:8]).max() < 0.01
@@ -119,7 +121,7 @@ def test_known_distances_between_seeds() -> None:
 
 
 @pytest.fixture(scope="module")
-def in_context() -> Samples:
+def in_context() -> LabelledSet:
     """Phantoms whose contexts are other anatomies under the same look; of one scene, which is no matter of style."""
     looks = range(300, 340)
     made = phantom_samples(range(40), looks, group=1, scene="muscle")
@@ -127,7 +129,7 @@ def in_context() -> Samples:
 
 
 def test_own_context_is_nearer_and_shuffled_contexts_are_at_chance(
-    in_context: Samples, rng: np.random.Generator
+    in_context: LabelledSet, rng: np.random.Generator
 ) -> None:
     own = context_similarity(in_context, rng=rng)
     assert own.above_shuffled.value > 0.9
@@ -149,12 +151,12 @@ def test_another_real_image_of_the_group_is_nearer_than_those_of_others(
     assert context_similarity(twins, rng=rng, strata=strata).above_shuffled.low > 0.95
 
 
-def test_contexts_of_the_own_group_are_no_others(in_context: Samples, rng: np.random.Generator) -> None:
+def test_contexts_of_the_own_group_are_no_others(in_context: LabelledSet, rng: np.random.Generator) -> None:
     """Two contexts a group, alike but for one grey level; every image is one of the second kind."""
     first = in_context.take(range(0, 40, 2))
     assert first.contexts is not None
     twin = np.clip(first.contexts.astype(int) + 1, 0, 255).astype(np.uint8)
-    images = Samples(
+    images = LabelledSet(
         np.concatenate([twin, twin]), np.concatenate([first.masks] * 2), (*first.names, *first.names),
         (*first.groups, *first.groups), np.concatenate([first.contexts, twin]),
     )  # fmt: skip
@@ -165,7 +167,7 @@ def test_contexts_of_the_own_group_are_no_others(in_context: Samples, rng: np.ra
         context_similarity(images, rng=rng, context_groups=groups[1:])
 
 
-def test_only_contexts_of_one_stratum_are_compared(in_context: Samples, rng: np.random.Generator) -> None:
+def test_only_contexts_of_one_stratum_are_compared(in_context: LabelledSet, rng: np.random.Generator) -> None:
     strata = [str(index % 20) for index in range(len(in_context))]
     shares = context_similarity(in_context, rng=rng, strata=strata).shares
     assert set(shares) <= {0.0, 1.0}  # one other context each
@@ -175,7 +177,7 @@ def test_only_contexts_of_one_stratum_are_compared(in_context: Samples, rng: np.
         context_similarity(two, rng=rng, strata=["a", "a", "a", "b"])
 
 
-def test_context_similarity_refuses_what_it_cannot_judge(in_context: Samples, rng: np.random.Generator) -> None:
+def test_context_similarity_refuses_what_it_cannot_judge(in_context: LabelledSet, rng: np.random.Generator) -> None:
     with pytest.raises(InputError, match="without contexts"):
         context_similarity(replace(in_context, contexts=None), rng=rng)
     one = np.repeat(in_context.contexts[:1], len(in_context), axis=0)

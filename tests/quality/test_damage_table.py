@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from conftest import CLASSES, Pair
 
-from csg_edge.quality import degrade
+from csg_edge.datasets.labelled_set import LabelledSet
+import degrade
 from csg_edge.quality.descriptors import Describe, standardise, texture_features
 from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
 from csg_edge.quality.histograms import histogram_gap
-from csg_edge.quality.samples import Samples
 from csg_edge.quality.speckle import speckle_figures
 from csg_edge.quality.spectrum import spectrum_figure
 from csg_edge.quality.two_sample import feature_test, pixel_test
 
-DAMAGES: dict[str, Callable[[Samples], Samples]] = {
+DAMAGES: dict[str, Callable[[LabelledSet], LabelledSet]] = {
     "blur": degrade.blur,
     "speckle size": degrade.rescale_speckle,
     "mask shift": degrade.shift_masks,
@@ -58,14 +58,14 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-MEASURES: dict[str, Callable[[Samples, Samples], float]] = {
+MEASURES: dict[str, Callable[[LabelledSet, LabelledSet], float]] = {
     "spectrum gap": lambda real, made: spectrum_figure(real, made, rng=random()).value,
     "speckle gap": lambda real, made: speckle_figures(real, made, rng=random())["all"].value,
     "histogram gap": lambda real, made: histogram_gap(real, made, classes=CLASSES, rng=random()).mean.value,
 }
 
 
-def feature_measures(real: Samples, made: Samples, describe: dict[str, Describe]) -> dict[str, float]:
+def feature_measures(real: LabelledSet, made: LabelledSet, describe: dict[str, Describe]) -> dict[str, float]:
     found: dict[str, float] = {}
     for view, descriptor in describe.items():
         one, other = standardise(descriptor(real), descriptor(made))

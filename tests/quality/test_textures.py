@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import CLASSES, phantom_samples
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
 from csg_edge.quality.histograms import MIN_PIXELS, grey_distance, histogram_gap
-from csg_edge.quality.samples import Samples
 from csg_edge.quality.speckle import patch_statistics, speckle_figures, speckle_statistics
 from csg_edge.quality.spectrum import radial_log_spectra, spectrum_figure, spectrum_gap
 
 
-def small(count: int = 12) -> Samples:
+def small(count: int = 12) -> LabelledSet:
     return phantom_samples(range(count), range(count), size=128, group=2)
 
 

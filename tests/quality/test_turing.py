@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
+from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
-from csg_edge.quality.samples import Samples
 from csg_edge.quality.turing import Study, choose_images, make_study
 from csg_edge.quality.turing_score import COLUMNS, Score, binomial_p, d_prime, score_study, wilson
 
 SIDE = 32
 
 
-def samples(count: int, *, seed: int, per_group: int = 2, classes: int = 2, smooth: bool = False) -> Samples:
+def samples(count: int, *, seed: int, per_group: int = 2, classes: int = 2, smooth: bool = False) -> LabelledSet:
     """Images of noise or of one grey level, whose masks hold background and one other class, by turns."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (count, SIDE, SIDE), dtype=np.uint8)
@@ -31,13 +31,13 @@ def samples(count: int, *, seed: int, per_group: int = 2, classes: int = 2, smoo
         masks[index, : 8 + index % 5, : 10 + seed % 7] = 1 + index % classes
         masks[index, -1, -1 - index % SIDE :] = 1  # too few pixels to count as content, enough to differ
     names = tuple(f"image{index}" for index in range(count))
-    return Samples(images, masks, names, tuple(f"group{index // per_group}" for index in range(count)))
+    return LabelledSet(images, masks, names, tuple(f"group{index // per_group}" for index in range(count)))
 
 
-def generated_from(real: Samples, *, seed: int = 9) -> Samples:
+def generated_from(real: LabelledSet, *, seed: int = 9) -> LabelledSet:
     """Synthetic images of the masks of real ones, each with the next real image as its context."""
     images = np.random.default_rng(seed).integers(0, 256, real.images.shape, dtype=np.uint8)
-    return Samples(images, real.masks, real.names, real.groups, np.roll(real.images, -1, axis=0))
+    return LabelledSet(images, real.masks, real.names, real.groups, np.roll(real.images, -1, axis=0))
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_pairs_hold_the_same_classes_over_different_groups() -> None:
 def test_no_image_is_shown_beside_its_own_source_or_a_twin() -> None:
     # One group alone: sharing it cannot be avoided, but masks and contexts of shown real images can be.
     real = samples(24, seed=1, per_group=24, classes=1)
-    twins = Samples.join([generated_from(real, seed=seed) for seed in (1, 2, 3)])
+    twins = LabelledSet.join([generated_from(real, seed=seed) for seed in (1, 2, 3)])
     choice = choose_images(real, twins, 8, np.random.default_rng(0))
     assert (choice.own_source, choice.same_mask, choice.shared_group) == (0, 0, 8)
     shown = set(choice.real)
@@ -179,7 +179,7 @@ def test_a_study_that_cannot_be_made_is_refused(
     synthetic = samples(4, seed=2)
     if change:
         side = change["side"]
-        synthetic = Samples(
+        synthetic = LabelledSet(
             synthetic.images[:, :side, :side], synthetic.masks[:, :side, :side], synthetic.names, synthetic.groups
         )
     with pytest.raises(InputError, match=remedy):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import csg_edge
-from csg_edge.datasets import LabelledSet, read_set
+from csg_edge.datasets.labelled_set import LabelledSet, read_set
+from csg_edge.datasets.phantom import write_phantoms
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.phantom import write_phantoms
 from csg_edge.quality.cases import read_real
 from csg_edge.quality.usefulness import (
     ARMS,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csg_edge.conditions import write_png
-from csg_edge.phantom import write_phantoms
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.phantom import write_phantoms
 from csg_edge.quality.evaluators import SHIPPED
 from csg_edge.quality.record import Record
 

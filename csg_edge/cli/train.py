@@ -1,0 +1,363 @@
+"""The commands that make models: `train`, `train-autoencoder`, `distill`, `export`. Torch is imported inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from csg_edge.cli.build import need
+from csg_edge.cli.options import SEED, seed_option
+from csg_edge.cli.quality import NEEDED
+
+FOLDER = click.Path(path_type=Path)
+NETWORKS = ("full", "nano")  # as csg_edge.training.student has them; it needs torch, and --help should not
+
+data_option = click.option(
+    "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of training.",
+)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
+
+
+def weight_option(name: str, text: str) -> Callable[[Any], Any]:
+    """The weight of a term of a loss, 0 if not given."""
+    return click.option(name, type=click.FloatRange(min=0.0), default=0.0, show_default=True, help=text)
+
+
+out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=FOLDER,
+    default=None,
+    help="TOML file that describes the run (docs/training.md); options win over it.",
+)
+@click.option("--data", multiple=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated.")
+@out_option
+@click.option(
+    "--schema",
+    type=click.Choice(["msk", "own"]),
+    default=None,
+    help="Classes of the masks: our musculoskeletal ones, or those of the sets.  [default: msk, or that of --init]",
+)
+@click.option(
+    "--autoencoder",
+    type=FOLDER,
+    default=None,
+    help="Folder of a learned autoencoder (`train-autoencoder`).  [default: a block DCT, or that of --init]",
+)
+@click.option("--init", type=FOLDER, default=None, help="Teacher folder to start from, to fine-tune or extend it.")
+@click.option("--share", "shares", multiple=True, help="SET=NUMBER: how often a set is drawn, 1 if not given.")
+@click.option("--image-size", type=int, default=None, help="Side of the images, a multiple of 32.  [default: 256]")
+@click.option("--dropout", type=float, default=None, help="Share of masks and of contexts dropped.  [default: 0.1]")
+@click.option("--iterations", type=int, default=None, help="May be raised when resuming.  [default: 3000]")
+@click.option("--batch", type=int, default=None, help="Images per iteration.  [default: 16]")
+@click.option("--learning-rate", type=float, default=None, help="Step size of the optimiser.  [default: 0.0004]")
+@click.option("--sheet-every", type=int, default=None, help="Iterations between sample sheets.  [default: 500]")
+@click.option("--seed", type=SEED, default=None, help="The same seed gives the same run.  [default: 0]")
+@device_option
+@precision_option
+def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, **given: Any) -> None:
+    """Train a teacher; run the same command again to resume. Writes OUT/teacher.
+
+    OUT also holds losses.csv, TensorBoard's files and, now and then, a sheet of samples.
+    """
+    _need_training()
+    from csg_edge.training.config import parse_shares, read_run
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.teacher import train as train_teacher
+
+    where = choose_device(device)
+    # The file may name a precision; the option wins over it, and the hardware decides where neither does.
+    chosen = None if precision == "auto" else precision
+    run = read_run(
+        config,
+        {**given, "shares": parse_shares(shares), "precision": chosen},
+        precision=choose_precision("auto", where),
+    )
+    finished = train_teacher(run.teacher, run.loop, out=out, device=where)
+    click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
+
+
+@click.command("train-autoencoder")
+@data_option
+@out_option
+@click.option("--channels", default=4, show_default=True, help="Latent channels.")
+@click.option(
+    "--downsample", default=8, show_default=True, help="Image pixels per latent pixel, each way: 2, 4, 8, 16."
+)
+@click.option(
+    "--width",
+    default=16,
+    show_default=True,
+    help="Feature channels at full size; decoding at 256 x 256 costs 4 GMAC with 16, 15 with 32.",
+)
+@click.option("--size", default=256, show_default=True, help="Side of the images.")
+@click.option("--iterations", default=10_000, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=8, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def train_autoencoder(
+    data: tuple[Path, ...], out: Path, channels: int, downsample: int, width: int, size: int, iterations: int,
+    batch: int, learning_rate: float, seed: int, device: str, precision: str,
+) -> None:  # fmt: skip
+    """Train a KL autoencoder for latent diffusion; run the same command again to resume. Writes OUT/autoencoder."""
+    _need_training()
+    from csg_edge.training import fit_autoencoder
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+
+    where = choose_device(device)
+    config = fit_autoencoder.AutoencoderConfig(
+        data, image_size=size, channels=channels, downsample=downsample, width=width
+    )
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=choose_precision(precision, where),
+    )
+    finished = fit_autoencoder.train_autoencoder(config, loop, out=out, device=where)
+    click.echo(
+        f"autoencoder in {out / 'autoencoder'}" + ("" if finished else "; stopped early, run the same command to go on")
+    )
+
+
+@click.command()
+@click.argument("teacher", type=FOLDER)
+@data_option
+@out_option
+@click.option(
+    "--trajectories", default=2048, show_default=True, help="Teacher trajectories to regress on; they stay on disk."
+)
+@click.option(
+    "--trajectories-in",
+    type=FOLDER,
+    default=None,
+    help="Folder to keep trajectories in, to make several students of them.  [default: OUT/trajectories]",
+)
+@click.option("--guidance", default=1.0, show_default=True, help="Classifier-free guidance baked into the student.")
+@click.option(
+    "--teacher-steps",
+    type=int,
+    default=None,
+    help="Sampling steps of a teacher in diffusers layout; as its csg.json says if not given.",
+)
+@click.option(
+    "--steps", default="1,2,4", show_default=True, help="Numbers of denoiser evaluations to learn, by one student."
+)
+@click.option(
+    "--network",
+    type=click.Choice(NETWORKS),
+    default=NETWORKS[0],
+    show_default=True,
+    help="Size of the student: full, or nano, a quarter of the work.",
+)
+@weight_option(
+    "--texture",
+    "Weight of the difference in local power of the bands and at seams; 0.1 or 0.2 where images come out soft.",
+)
+@weight_option("--seams", "Weight of the error at the borders of the block DCT's blocks; 8 where a grid shows.")
+@weight_option(
+    "--relative", "Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy."
+)
+@weight_option(
+    "--statistics",
+    "Weight of what all images miss alike, as features see it; 10 for the last few hundred iterations. Needs the "
+    "quality extra, whose encoder is fitted first, beside the trajectories.",
+)
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    show_default=True,
+    help="Compile the network: minutes to begin, then about half the time forward and backward. Needs a C++ compiler.",
+)
+@click.option(
+    "--init", type=FOLDER, default=None, help="Student of this teacher to train on.  [default: the teacher's weights]"
+)
+@click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def distill(
+    teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
+    teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
+    statistics: float, compiled: bool, init: Path | None,
+    iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
+) -> None:  # fmt: skip
+    """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
+
+    The student is a network made for kernels: dense convolutions, no attention, constants in place of norms
+    (docs/student.md). Of a teacher of `csg-edge train` it starts with the weights.
+
+    TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
+    """
+    _need_training()
+    from csg_edge.training.device import check_compiler, choose_device, choose_precision
+    from csg_edge.training.distil import LossTerms, check_terms, distil
+    from csg_edge.training.loop import LoopConfig
+    from csg_edge.training.process import parse_steps
+    from csg_edge.training.student import continue_student, start_student
+    from csg_edge.training.teachers import load_teacher
+    from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
+
+    where, wanted = choose_device(device), parse_steps(steps)
+    if compiled:
+        check_compiler(where)
+    arithmetic = choose_precision(precision, where)
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup=200 if init is None else 50,  # an optimiser without memory, but weights that know the way
+        seed=seed,
+        precision=arithmetic,
+    )
+    model = load_teacher(teacher, steps=teacher_steps)
+    # Refused before hours of trajectories, not after.
+    terms = LossTerms(texture, seams, relative, statistics)
+    check_terms(terms, model.autoencoder, batch=batch)
+    if statistics:
+        need(*NEEDED, extra="quality")
+    if init is not None:
+        continue_student(init, model, steps=wanted)
+    folder = trajectories_in or out / "trajectories"
+    config = TrajectoryConfig(data, trajectories, guidance, seed)
+    finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)
+    if finished:
+        stored = Trajectories(folder, trajectories)
+        features = None
+        if statistics:
+            from csg_edge.training.feature_matching import fit_statistics
+
+            features = fit_statistics(model, stored, list(data), folder / "statistics", precision=arithmetic)
+            finished = features is not None
+    if finished:
+        student, deviation = (
+            start_student(model, stored, network=network, steps=wanted, seed=seed)
+            if init is None
+            else continue_student(init, model, steps=wanted)
+        )
+        finished = distil(
+            student,
+            stored,
+            loop,
+            terms=terms,
+            statistics=features,
+            deviation=deviation,
+            compiled=compiled,
+            out=out,
+            device=where,
+        )
+    click.echo(
+        f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
+    )
+
+
+@click.command("tune-int8")
+@click.argument("student", type=FOLDER)
+@data_option
+@out_option
+@click.option("--iterations", default=300, show_default=True, help="May be raised when resuming.")
+@click.option("--batch", default=16, show_default=True, help="Images per iteration.")
+@click.option("--learning-rate", default=2e-5, show_default=True, help="Step size of the optimiser.")
+@seed_option
+@device_option
+@precision_option
+def tune_int8(
+    student: Path, data: tuple[Path, ...], out: Path, iterations: int, batch: int, learning_rate: float, seed: int,
+    device: str, precision: str,
+) -> None:  # fmt: skip
+    """Fine-tune a student to bear int8; run the same command again to resume. Writes OUT/student.
+
+    What it learns is to make its own images of before, with rounded weights and activations. For where `csg-edge
+    calibrate` says that int8 misses its quality by calibration alone; export and calibrate the student it writes.
+    """
+    _need_training()
+    from csg_edge.training import int8_tuning
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+    from csg_edge.training.model import CsgModel
+
+    where = choose_device(device)
+    loop = LoopConfig(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup=20,
+        ema=0.99,
+        seed=seed,
+        precision=choose_precision(precision, where),
+    )
+    finished = int8_tuning.tune_int8(CsgModel.load(student), list(data), loop, out=out, device=where)
+    click.echo(
+        f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
+    )
+
+
+@click.command()
+@click.argument("student", type=FOLDER)
+@out_option
+@click.option(
+    "--steps",
+    default=None,
+    help="Numbers of denoiser evaluations, a graph each.  [default: all it was made for]",
+)
+@click.option(
+    "--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given."
+)
+@click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
+@click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
+@click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
+def export(
+    student: Path,
+    out: Path,
+    steps: str | None,
+    size: int | None,
+    name: str | None,
+    card: Path | None,
+    licence: Path | None,
+) -> None:
+    """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
+    _need_training()
+    from csg_edge.export.assemble import export_bundle
+    from csg_edge.training.model import CsgModel
+    from csg_edge.training.process import parse_steps
+
+    documents = {"MODEL_CARD.md": card, "LICENSE": licence}
+    model = CsgModel.load(student)
+    model.image_size = size or model.image_size
+    manifest = export_bundle(
+        model,
+        out,
+        steps=model.steps if steps is None else parse_steps(steps),
+        name=name or out.resolve().name,
+        documents={document: path for document, path in documents.items() if path is not None},
+    )
+    total = sum(entry.size for entry in manifest.files.values())
+    click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {total / 1e6:.1f} MB")
+    for reason in manifest.export["left_out"]:
+        click.echo(f"left out  {reason}")
+
+
+def _need_training() -> None:
+    need("torch", "safetensors", "onnx", "onnxscript", extra="train,export")

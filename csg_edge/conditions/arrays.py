@@ -1,0 +1,64 @@
+"""Masks and contexts as arrays: what they must be, and how they are stretched to another size."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.errors import InputError
+from csg_edge.labels import NO_MASK, LabelSchema
+
+
+def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> NDArray[np.uint8]:
+    """Return the mask if it is (H, W) uint8 with every index inside the schema, or NO_MASK everywhere.
+
+    Raise InputError naming it otherwise.
+    """
+    if not isinstance(mask, np.ndarray):
+        raise InputError(f"{name}: got {type(mask).__name__}; give class indices as a NumPy array (H, W) uint8")
+    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
+        raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; give class indices as (H, W) uint8")
+    highest = int(mask.max())
+    if highest >= len(schema) and not (mask == NO_MASK).all():
+        raise InputError(
+            f"{name}: class index {highest} is outside the schema 0..{len(schema) - 1} ({', '.join(schema.names)}); "
+            "map your classes to these indices"
+        )
+    return mask
+
+
+def check_context(context: NDArray[np.uint8], *, name: str) -> NDArray[np.uint8]:
+    """Return the context if it is (H, W) uint8; raise InputError naming it otherwise."""
+    if not isinstance(context, np.ndarray):
+        raise InputError(f"{name}: got {type(context).__name__}; give grey levels as a NumPy array (H, W) uint8")
+    if context.ndim != 2 or context.dtype != np.uint8 or context.size == 0:
+        raise InputError(f"{name}: shape {context.shape}, {context.dtype}; give grey levels as (H, W) uint8")
+    return context
+
+
+def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Stretch a mask to (height, width) by area vote: each pixel takes the class that covers most of it."""
+    import cv2
+
+    if mask.shape == (height, width):
+        return mask
+    interpolation = cv2.INTER_AREA if mask.shape[0] >= height and mask.shape[1] >= width else cv2.INTER_LINEAR
+    present = np.unique(mask)
+    shares = [
+        cv2.resize((mask == index).astype(np.float32), (width, height), interpolation=interpolation)
+        for index in present
+    ]
+    winner: NDArray[np.uint8] = present[np.argmax(np.stack(shares), axis=0)]
+    return winner
+
+
+def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Stretch an image to (height, width): area average when shrinking, cubic when growing."""
+    import cv2
+
+    if image.shape == (height, width):
+        return image
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    return np.asarray(
+        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), dtype=np.uint8
+    )

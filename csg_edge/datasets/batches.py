@@ -1,0 +1,124 @@
+"""Training batches: group-balanced draws, augmentation that respects ultrasound, contexts, condition dropout.
+
+Batch k of seed s depends on (s, k) alone, so a resumed run sees exactly the batches an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.conditions.contexts import ContextBank, style_of
+from csg_edge.datasets.augmentation import Look, draw_bend, draw_warp, warp
+from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
+from csg_edge.errors import TrainingError
+from csg_edge.labels import NO_MASK, LabelSchema
+
+Image = NDArray[np.uint8]
+LOOK_ALIKES = 8
+"""Images of other groups among which a context is drawn."""
+
+
+class Batch(NamedTuple):
+    """Images with their conditions."""
+
+    image: Image  # (B, H, W)
+    mask: Image  # (B, H, W)
+    context: Image  # (B, H, W)
+
+
+def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]:
+    """(N, count) for every image the ones of other groups nearest to it in style, best first."""
+    styles = np.stack([style_of(image) for image in data.images])
+    points = ContextBank([Path(name) for name in data.names], styles).points
+    squares = np.square(points).sum(axis=1)
+    distance = squares[:, None] + squares[None, :] - 2.0 * points @ points.T
+    codes = np.unique(data.groups, return_inverse=True)[1]
+    distance[codes[:, None] == codes[None, :]] = np.inf
+    count = min(count, len(codes) - int(np.bincount(codes).max()))  # the largest group has the fewest others
+    return np.argsort(distance, axis=1)[:, :count]
+
+
+class BatchSource:
+    """Draws batches from several labelled sets; `weights` is each set's share of the draws.
+
+    contexts: whether any are wanted. Without them they are black, nothing is looked at for which images are alike, and
+    a set may be of one group.
+    """
+
+    def __init__(
+        self, sets: list[LabelledSet], weights: list[float], *, batch: int, dropout: float, seed: int,
+        contexts: bool = True,
+    ) -> None:  # fmt: skip
+        if len({item.images.shape[1:] for item in sets}) != 1:
+            raise TrainingError("training sets differ in image size; read them at one size")
+        self.sets, self.batch_size, self.dropout, self.seed = sets, batch, dropout, seed
+        self.shares = np.array(weights) / sum(weights)
+        self.groups = [list(item.indices_by_group().values()) for item in sets]
+        for item, groups in zip(sets, self.groups, strict=True):
+            if contexts and len(groups) < 2:
+                raise TrainingError(f"{item.name}: one group only; a context must come from another group")
+        # Between uniform over groups (rare groups seen too often) and over images (long cine clips dominate).
+        self.group_shares = [np.sqrt([len(group) for group in groups]) for groups in self.groups]
+        self.group_shares = [share / share.sum() for share in self.group_shares]
+        self.look_alikes = [look_alikes(item) for item in sets] if contexts else None
+
+    def draw(self, index: int) -> Batch:
+        """The batch of one iteration."""
+        random = np.random.default_rng([self.seed, index])
+        examples = [self._example(random) for _ in range(self.batch_size)]
+        return Batch(*(np.stack(column) for column in zip(*examples, strict=True)))
+
+    def stream(self, start: int, stop: int, *, ahead: int = 3) -> Iterator[tuple[int, Batch]]:
+        """Batches start..stop-1, prepared ahead in a thread."""
+        with ThreadPoolExecutor(1) as pool:
+            pending: dict[int, Future[Batch]] = {}
+            try:
+                for index in range(start, stop):
+                    for later in range(index, min(index + ahead, stop)):
+                        if later not in pending:
+                            pending[later] = pool.submit(self.draw, later)
+                    yield index, pending.pop(index).result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _example(self, random: np.random.Generator) -> tuple[Image, Image, Image]:
+        which = random.choice(len(self.sets), p=self.shares)
+        data, groups = self.sets[which], self.groups[which]
+        group = random.choice(len(groups), p=self.group_shares[which])
+        index = int(random.choice(groups[group]))
+        shape = data.images.shape[1:]
+        look = Look.draw(random)
+
+        image, mask = data.images[index], data.masks[index]
+        if random.random() < 0.5:  # the other half keeps every pixel
+            maps = draw_bend(shape, random)
+            image, mask = warp(image, maps), warp(mask, maps, labels=True)
+        if random.random() < 0.5:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        image = look.apply(image)
+
+        context = np.zeros_like(image)
+        if self.look_alikes:
+            # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
+            # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
+            if random.random() < 0.5:
+                context = data.images[int(random.choice(self.look_alikes[which][index]))]
+            else:
+                context = warp(data.images[index], draw_warp(shape, random, strength=2.5))
+            context = look.apply(context)
+        if random.random() < self.dropout:
+            mask = np.full_like(mask, NO_MASK)
+        if random.random() < self.dropout:
+            context = np.zeros_like(context)
+        return image, mask, context
+
+
+def read_training_sets(roots: list[Path], schema: LabelSchema, *, split: str, size: int) -> list[LabelledSet]:
+    """All labelled sets below the given folders."""
+    return [read_set(directory, schema, split=split, size=size) for root in roots for directory in find_sets(root)]

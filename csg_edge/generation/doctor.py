@@ -1,0 +1,69 @@
+"""What this machine can run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from csg_edge import __version__
+from csg_edge.bundle.manifest import Bundle, find_bundle, read_bundle
+from csg_edge.cache import BlobCache
+from csg_edge.errors import CsgEdgeError
+from csg_edge.generation.proof import remembered
+from csg_edge.generation.selection import why_not
+from csg_edge.machine import processor_name
+from csg_edge.runtimes import RUNTIMES, runtime_class
+
+__all__ = ["examine", "processor_name"]
+
+
+def examine(bundle: str) -> dict[str, Any]:
+    """A JSON-ready report.
+
+    Machine, cache, runtimes with versions and devices, each engine of the bundle with yes or why not, and what `auto`
+    takes.
+    """
+    cache = BlobCache()
+    entries, size = cache.size()
+    report: dict[str, Any] = {
+        "csg_edge": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "cache": {"folder": str(cache.folder), "entries": entries, "bytes": size},
+        "runtimes": {name: _runtime(name) for name in RUNTIMES},
+    }
+    try:
+        report["bundle"] = {"name": bundle, **_engines(read_bundle(find_bundle(bundle)), cache)}
+    except CsgEdgeError as error:
+        report["bundle"] = {"name": bundle, "error": str(error)}
+    return report
+
+
+def _engines(bundle: Bundle, cache: BlobCache) -> dict[str, Any]:
+    """Each engine: whether it runs here, and the verdict of its golden case if one was run; what `auto` takes."""
+    states: dict[str, str] = {}
+    verdicts: dict[str, str] = {}
+    auto: dict[str, str] = {}
+    for engine in bundle.manifest.engines:
+        label = f"{engine.target} steps {engine.steps}"
+        reason = why_not(engine)
+        states[label] = reason or "runs here"
+        if reason is not None:
+            continue
+        failure = remembered(bundle, engine, cache)
+        if failure is not None:
+            verdicts[label] = failure or "golden case passed"
+        if not failure:
+            checked = "not checked yet: its golden case runs first" if failure is None else "golden case passed"
+            auto.setdefault(str(engine.steps), f"{engine.target}, {checked}")
+    return {"engines": states, "verdicts": verdicts, "auto": auto}
+
+
+def _runtime(name: str) -> dict[str, Any]:
+    try:
+        return runtime_class(name).machine()
+    except CsgEdgeError as error:
+        return {"missing": str(error)}

@@ -1,0 +1,299 @@
+"""Generating from folders.
+
+Which mask meets which context and seed, and writing the images so that nothing is half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.conditions.arrays import resize_image, resize_mask
+from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
+from csg_edge.errors import InputError
+from csg_edge.generation.generator import Generator
+from csg_edge.labels import NO_MASK
+from csg_edge.noise import MAX_SEED
+from csg_edge.progress import Progress
+
+if TYPE_CHECKING:
+    from csg_edge.conditions.contexts import Chosen
+
+RECORD_NAME = "generated.json"
+SHEET_NAME = "contact_sheet.png"
+SHEET_ROWS = 16
+KEPT = 256  # masks, and contexts, of 64 KB each at 256 x 256
+SELECTIONS = ("nearest", "random", "diverse")
+NAMELESS = "image"  # name of images with neither mask nor context
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make: output name, and the mask, context and seed it is made of; None: without.
+
+    vary, vary_seed: how the mask is varied first. distance: in style, of a context chosen by it (`contexts.Chosen`).
+    """
+
+    name: str
+    mask: Path | None
+    context: Path | None
+    seed: int
+    vary: str | None = None
+    vary_seed: int | None = None
+    distance: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As the record has it: what was not asked for is left out."""
+        extras = {name: value for name, value in asdict(self).items() if value is not None}
+        paths = {name: None if path is None else str(path) for name, path in _paths(self)}
+        return extras | {"name": self.name, **paths, "seed": self.seed}
+
+
+def _paths(job: Job) -> tuple[tuple[str, Path | None], ...]:
+    return ("mask", job.mask), ("context", job.context)
+
+
+def plan(
+    masks: Path | None, contexts: Path | None, *, count: int, seed: int, select: str | None = None,
+    like: Path | None = None, vary: str | None = None, vary_count: int = 1,
+) -> list[Job]:  # fmt: skip
+    """`count` jobs per mask, or per varied mask, with seeds seed, seed + 1, ...
+
+    A folder of contexts that has every mask's name pairs by name; otherwise contexts are drawn by the seed. `select`
+    overrides both: `nearest` takes the context nearest in style to `like`, an image or a folder with an image of each
+    mask's name, but never that image itself; `random` draws; `diverse` takes contexts as unlike as possible in turn.
+    vary: a specification of `csg_edge.conditions.masks`, by which each mask becomes `vary_count` masks. masks None:
+    `count` jobs per context, which then names the images; contexts None: the mask alone. Raises InputError for a
+    missing path, an empty folder, two masks of one name, a seed out of range, or options that do not go together.
+    """
+    if masks is None and (vary is not None or select is not None or like is not None):
+        raise InputError("--mask none: --vary, --select and --like need masks; every context is used without them")
+    if contexts is None and (select is not None or like is not None):
+        raise InputError("--context none: --select and --like need contexts; give a folder of contexts")
+    if vary_count < 1 or (vary is None and vary_count > 1):
+        raise InputError(f"--vary-count {vary_count}: give at least 1, and --vary")
+    subjects, varied = _subjects(masks, contexts), vary_count if vary is not None else 1
+    total = count * varied * len(subjects)
+    if count < 1:
+        raise InputError(f"--count {count}: give at least 1")
+    if not 0 <= seed <= MAX_SEED - total:
+        raise InputError(f"--seed {seed}: give an integer from 0 to {MAX_SEED - total}")
+    names = [NAMELESS if path is None else path.stem for path in subjects]
+    if len(set(names)) != len(names):
+        kind = "masks" if masks is not None else "contexts"
+        raise InputError(f"{masks or contexts}: two {kind} share a name but for the suffix; rename one")
+    choose = _chooser(subjects, contexts, total=total, seed=seed, select=select, like=like) if masks else None
+    jobs: list[Job] = []
+    for position, (subject, name) in enumerate(zip(subjects, names, strict=True)):
+        for version in range(varied):
+            mask_name = f"{name}_v{version:03d}" if varied > 1 else name
+            for repetition in range(count):
+                context, distance = (subject, None) if choose is None else choose(subject)
+                jobs.append(
+                    Job(
+                        f"{mask_name}_{repetition:03d}" if count > 1 else mask_name,
+                        subject if masks is not None else None,
+                        context if contexts is not None else None,
+                        seed + len(jobs),
+                        vary,
+                        None if vary is None else seed + position * varied + version,
+                        distance,
+                    )
+                )
+    return jobs
+
+
+def _subjects(masks: Path | None, contexts: Path | None) -> list[Path | None]:
+    """What images are made for and named after: masks, else contexts, else one image without either."""
+    source = masks if masks is not None else contexts
+    return [None] if source is None else [*list_images(source)]
+
+
+def _chooser(
+    masks: Sequence[Path | None], contexts: Path | None, *, total: int, seed: int, select: str | None, like: Path | None
+) -> Callable[[Path | None], tuple[Path | None, float | None]]:
+    """A function from a mask to its context and distance; to be called once for each job, in order."""
+    if contexts is None:
+        return lambda _: (None, None)
+    files = list_images(contexts)
+    select = "nearest" if select is None and like is not None else select
+    if select not in (None, *SELECTIONS):
+        raise InputError(f"--select {select}: choose {', '.join(SELECTIONS)}")
+    if (like is None) != (select != "nearest"):
+        raise InputError("--select nearest: nearest to what? Give --like IMAGE" if like is None else
+                         f"--like {like}: it goes with --select nearest; leave one out")  # fmt: skip
+    by_name = {path.stem: path for path in files}
+    stems = [path.stem for path in masks if path is not None]
+    if select is None and contexts.is_dir() and all(stem in by_name for stem in stems):
+        return lambda mask: (None if mask is None else by_name[mask.stem], None)
+    if select in (None, "random"):
+        draw = np.random.default_rng(seed)
+        return lambda _: (files[int(draw.integers(len(files)))], None)
+    from csg_edge.conditions.contexts import ContextBank
+
+    if like is not None:
+        queries = _queries(like, stems)
+        bank = ContextBank.index(files)
+        found = {query: bank.nearest(read_context(query))[0] for query in dict.fromkeys(queries.values())}
+        return lambda mask: _pair(found[queries["" if mask is None else mask.stem]])
+    ring = ContextBank.index(files).diverse(min(total, len(files)), seed)
+    turn = iter(range(total))
+    return lambda _: _pair(ring[next(turn) % len(ring)])
+
+
+def _pair(chosen: Chosen) -> tuple[Path, float | None]:
+    return chosen.path, chosen.distance
+
+
+def _queries(like: Path, stems: Sequence[str]) -> dict[str, Path]:
+    """The image that each mask's context is to be like, by the mask's name. Raises InputError where one is missing."""
+    files = list_images(like)
+    if not like.is_dir():
+        return dict.fromkeys(stems, files[0])
+    by_name = {path.stem: path for path in files}
+    for stem in stems:
+        if stem not in by_name:
+            raise InputError(f"--like {like}: no image named {stem}; put one there for each mask, or give one image")
+    return {stem: by_name[stem] for stem in stems}
+
+
+class Inputs:
+    """Masks and contexts of jobs: read, checked, varied and stretched to the bundle's image size.
+
+    The last KEPT of each stay in memory, so that checking first and generating then reads a file once, and so does a
+    context that many masks share; a larger folder is read again rather than held.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        manifest = generator.bundle.manifest
+        schema, size = manifest.schema, manifest.image_size
+
+        @lru_cache(KEPT)
+        def mask(path: Path | None, vary: str | None, vary_seed: int | None) -> Image:
+            if path is None:
+                return np.full(size, NO_MASK, np.uint8)
+            labels = read_mask(path, schema)
+            if vary is not None and vary_seed is not None:
+                from csg_edge.conditions.masks import parse_spec, vary_by
+
+                variations = parse_spec(vary, schema)
+                try:
+                    labels = vary_by(labels, schema, variations, seed=vary_seed)
+                except InputError as error:
+                    raise InputError(f"{path}: {error}") from None
+            return resize_mask(labels, *size)
+
+        @lru_cache(KEPT)
+        def context(path: Path | None) -> Image:
+            return np.zeros(size, np.uint8) if path is None else resize_image(read_context(path), *size)
+
+        self._mask, self._context = mask, context
+
+    def mask(self, job: Job) -> Image:
+        return self._mask(job.mask, job.vary, job.vary_seed)
+
+    def context(self, job: Job) -> Image:
+        return self._context(job.context)
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Read every mask and context, so that bad input is found before the first image is made."""
+        for job in {(job.mask, job.vary_seed): job for job in jobs}.values():
+            self.mask(job)
+        for job in {job.context: job for job in jobs}.values():
+            self.context(job)
+
+
+def check_output(out: Path, jobs: Sequence[Job]) -> None:
+    """Raise InputError if writing would replace a file or cannot work."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: a file is in the way; give a folder")
+    for job in jobs:
+        if f"{job.name}.png" == SHEET_NAME:
+            source = job.mask or job.context
+            raise InputError(f"{source}: {SHEET_NAME} is the name of the contact sheet; rename this file")
+    for name in (*(f"{job.name}.png" for job in jobs), RECORD_NAME, SHEET_NAME, "masks"):
+        if (out / name).exists():
+            raise InputError(f"--out {out}: {name} is already there; choose another folder or move it away")
+
+
+def run(jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool) -> dict[str, Any]:
+    """Make every image: `NAME.png`, its labels `masks/NAME.png` at the same size, and the record of what was drawn.
+
+    An image that was made without a mask has no labels, and none are written. All files are written aside and moved
+    into `out` at the end. Returns the record with latencies in milliseconds.
+    """
+    aside = out.parent / f".{out.name}.partial-{os.getpid()}"
+    inputs = Inputs(generator)
+    inputs.check(jobs)
+    progress = Progress("generate", len(jobs), unit="images")
+    milliseconds: list[float] = []
+    rows: list[tuple[Image, Image, Image]] = []
+    try:
+        aside.mkdir(parents=True)
+        if any(job.mask for job in jobs):
+            (aside / "masks").mkdir()
+        images = generator.stream(
+            (inputs.mask(job) for job in jobs),
+            (inputs.context(job) for job in jobs),
+            (job.seed for job in jobs),
+        )
+        start = time.perf_counter()
+        for job, image in zip(jobs, images, strict=True):
+            mask = inputs.mask(job) if job.mask is not None else np.zeros_like(image)
+            write_png(aside / f"{job.name}.png", image)
+            if job.mask is not None:
+                write_png(aside / "masks" / f"{job.name}.png", mask)
+            if len(rows) < SHEET_ROWS:
+                rows.append((mask, inputs.context(job), image))
+            progress.advance()
+            now = time.perf_counter()
+            milliseconds.append(1e3 * (now - start))
+            start = now
+        if sheet:
+            from csg_edge.generation.sheets import contact_sheet
+
+            write_png(aside / SHEET_NAME, contact_sheet(rows, generator.bundle.manifest.schema))
+        record = _record(jobs, generator, milliseconds, out)
+        (aside / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _move(aside, out)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot write ({error.strerror or error}); choose another folder") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return record
+
+
+def _record(jobs: Sequence[Job], generator: Generator, milliseconds: Sequence[float], out: Path) -> dict[str, Any]:
+    timed = milliseconds[1:] or milliseconds  # the first call still warms caches
+    return {
+        "out": str(out),
+        "bundle": generator.bundle.manifest.name,
+        "target": generator.engine.target,
+        "choice": asdict(generator.choice),
+        "effective_precision": generator.runtime.effective_precision,
+        "steps": generator.engine.steps,
+        # From one image to the next, reading and writing included, which overlap with generating.
+        "ms_per_image": {"median": statistics.median(timed), "max": max(timed), "images": len(timed)},
+        "images": [job.row() for job in jobs],
+    }
+
+
+def _move(source: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(source, target)
+        return
+    for item in sorted(source.iterdir()):
+        os.replace(item, target / item.name)

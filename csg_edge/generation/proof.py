@@ -1,0 +1,92 @@
+"""Whether an engine is to be trusted on this machine: its golden image, and for int8 its speed, with the verdict kept.
+
+An int8 engine, which stands where it does for its speed alone and has it on some processors only, is raced against the
+engine it would replace. This runs once for each engine, runtime version and machine, and the verdict is remembered in
+the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from csg_edge.bundle.golden import Difference, read_case, within
+from csg_edge.bundle.manifest import Bundle, Engine, Target
+from csg_edge.cache import BlobCache, key_of
+from csg_edge.errors import EngineError, RuntimeUnavailableError
+from csg_edge.generation.generator import Generator
+from csg_edge.generation.selection import identity
+from csg_edge.machine import processor
+from csg_edge.runtimes import runtime_class
+
+RACE_ROUNDS = 9
+
+
+def remembered(bundle: Bundle, engine: Engine, cache: BlobCache | None) -> str | None:
+    """The verdict of an earlier golden case of this engine on this machine: empty if it passed, the reason if not.
+
+    None if there was none.
+    """
+    note = None if cache is None else cache.load_note(_verdict_key(bundle, engine))
+    return None if note is None else str(note["failure"])
+
+
+def failure_here(generator: Generator, cache: BlobCache | None, rival: Callable[[], Generator] | None = None) -> str:
+    """Why an engine is not to be trusted here, remembered: empty if it makes the first golden image and beats `rival`.
+
+    rival: opens the engine that an int8 engine has to be faster than.
+    """
+    failure = golden_failure(generator)
+    if not failure and rival is not None:
+        with suppress(EngineError, RuntimeUnavailableError), rival() as other:  # one that does not open is no rival
+            failure = slower_here(generator, other)
+    if cache is not None:
+        key = _verdict_key(generator.bundle, generator.engine)
+        cache.store_note(key, {"target": generator.engine.target, "failure": failure})
+    return failure
+
+
+def slower_here(generator: Generator, rival: Generator) -> str:
+    """Empty if an engine's quickest image of RACE_ROUNDS, made in turns with a rival, is quicker than the rival's."""
+    case = generator.bundle.manifest.golden[0]
+    mask, context, _ = read_case(generator.bundle, case, generator.engine.steps)
+    quickest = {generator: float("inf"), rival: float("inf")}
+    for lap in range(RACE_ROUNDS + 1):
+        for one in quickest:
+            start = time.perf_counter()
+            one.generate_one(mask, context, case.seed)
+            if lap:  # the first warms up
+                quickest[one] = min(quickest[one], 1e3 * (time.perf_counter() - start))
+    mine, theirs = quickest.values()
+    if mine < theirs:
+        return ""
+    return f"no faster here than {rival.engine.target} ({mine:.1f} ms against {theirs:.1f} ms)"
+
+
+def golden_failure(generator: Generator) -> str:
+    """Run the first golden case: empty if it passed, else what was wrong."""
+    bundle, engine = generator.bundle, generator.engine
+    if not bundle.manifest.golden:
+        return "the bundle has no golden cases; export it again"
+    case = bundle.manifest.golden[0]
+    mask, context, expected = read_case(bundle, case, engine.steps)
+    image = generator.generate_one(mask, context, case.seed)
+    found = Difference.between(image, expected)
+    if within(image, expected, engine.tolerance, psnr=found.psnr):
+        return ""
+    return (
+        f"fails golden case {case.name} here ({found.max_levels} grey levels off, PSNR {found.psnr:.1f} dB); "
+        "see csg-edge verify"
+    )
+
+
+def _verdict_key(bundle: Bundle, engine: Engine) -> str:
+    tolerance = engine.tolerance
+    golden = sorted(entry.sha256 for name, entry in bundle.manifest.files.items() if name.startswith("golden/"))
+    return key_of(
+        kind="verdict", engine=identity(bundle, engine), target=engine.target, steps=engine.steps, golden=golden,
+        tolerance=[tolerance.levels, tolerance.share, tolerance.psnr],
+        runtime=runtime_class(Target.parse(engine.target).runtime).version(), machine=[platform.node(), processor()],
+    )  # fmt: skip
