@@ -76,8 +76,8 @@ def read_context(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     """Read a context: (H, W) uint8 grey levels; a colour image whose channels are equal is taken as grey.
 
     16-bit levels are scaled to 8 bits by their full range, DICOM as `csg_edge.conditions.dicom` says. frame: of a
-    DICOM file of several, counted from 0. Raises InputError for an unreadable or truly coloured file, several images in one TIFF,
-    numbers other than 8 or 16 bits, or 16-bit numbers that use too little of their range to be seen.
+    DICOM file of several, counted from 0. Raises InputError for an unreadable or truly coloured file, several images in
+    one TIFF, numbers other than 8 or 16 bits, or 16-bit numbers that use too little of their range to be seen.
     """
     if dicom.is_dicom(path):
         return check_context(dicom.read_image(path, frame=frame), name=str(path))

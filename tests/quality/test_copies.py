@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import degrade
 import numpy as np
 import pytest
 from conftest import phantom_samples, real_samples
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
-import degrade
 from csg_edge.quality.diversity import diversity_figure, seed_distances, seed_feature_distances
 from csg_edge.quality.memorisation import feature_distances, image_distances, memorisation, own_distances
 from csg_edge.quality.style import context_similarity

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import degrade
 import numpy as np
 import pytest
 from conftest import CLASSES, Pair
 
 from csg_edge.datasets.labelled_set import LabelledSet
-import degrade
 from csg_edge.quality.descriptors import Describe, standardise, texture_features
 from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
 from csg_edge.quality.histograms import histogram_gap
