@@ -14,7 +14,7 @@ help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make wheel      build the wheel and check what is in it"
 	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (a quarter of an hour; report in validation/)"
 	@echo "make bench      latency of every engine of the shipped bundle (some four minutes each; BENCH_MODE=short: half a minute)"
@@ -59,10 +59,11 @@ test-slow: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python -m pytest -m slow -n auto
 
 lint: $(DEV_ENV)/.ready
-	@echo "== ruff, mypy"
+	@echo "== ruff, mypy, import contracts"
 	@$(DEV_ENV)/bin/ruff check .
 	@$(DEV_ENV)/bin/ruff format --check .
 	@$(DEV_ENV)/bin/mypy
+	@$(DEV_ENV)/bin/lint-imports
 
 wheel: $(DEV_ENV)/.ready
 	@echo "== wheel"
