@@ -34,7 +34,7 @@ NEEDED = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "
 @click.option("--images", type=int, default=None, help="Images per engine; 500, or 126 with --gates-only.")
 @click.option("--split", default="val", show_default=True, help="Split of the data to judge on; never trained on.")
 @click.option("--seed", default=0, type=SEED, show_default=True, help="Chooses cases, seeds and resamplings.")
-@click.option("--gates-only", is_flag=True, help="The quick form: fewer images, no two-sample test on pixels.")
+@click.option("--gates-only", is_flag=True, help="The quick form: fewer images, no C2ST on pixels.")
 @click.option("--usefulness", is_flag=True, help="Also train segmenters with and without synthetic images (an hour).")
 @click.option("--evaluators", type=FOLDER, default=None, help="Evaluators fitted to your own data.")
 @click.option("--turing", type=int, default=None, help="Write a blinded reader study of N images to --out instead.")
@@ -49,9 +49,9 @@ def validate(
 ) -> None:  # fmt: skip
     """Are the images good? Exits with 1 unless every gate passed.
 
-    Judges the images of one engine or several against held-out real images and against the teacher: mask fidelity,
-    distribution, spectrum, speckle, grey levels, a two-sample test, contexts, diversity, memorisation. With --turing a
-    blinded reader study is written; --score KEY ANSWERS... scores what its readers sent.
+    Judges the images of one engine or several against held-out real images and against the teacher: Dice of the
+    masks, KID, spectrum gap, speckle, grey levels, C2ST accuracy, contexts, diversity, memorisation rate. With
+    --turing a blinded reader study is written; --score KEY ANSWERS... scores what its readers sent.
     """
     _need_quality()
     if score is not None:

@@ -178,9 +178,9 @@ def train_autoencoder(
     "--relative", "Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy."
 )
 @weight_option(
-    "--statistics",
-    "Weight of what all images miss alike, as features see it; 10 for the last few hundred iterations. Needs the "
-    "quality extra, whose encoder is fitted first, beside the trajectories.",
+    "--feature-matching",
+    "Weight of feature matching, which brings back what all images miss alike; 10 for the last few hundred iterations. "
+    "Needs the quality extra, whose encoder is fitted first, beside the trajectories.",
 )
 @click.option(
     "--compile/--no-compile",
@@ -201,7 +201,7 @@ def train_autoencoder(
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
     teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
-    statistics: float, compiled: bool, init: Path | None,
+    feature_matching: float, compiled: bool, init: Path | None,
     iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
@@ -234,9 +234,9 @@ def distill(
     )
     model = load_teacher(teacher, steps=teacher_steps)
     # Refused before hours of trajectories, not after.
-    terms = LossTerms(texture, seams, relative, statistics)
+    terms = LossTerms(texture, seams, relative, feature_matching)
     check_terms(terms, model.autoencoder, batch=batch)
-    if statistics:
+    if feature_matching:
         need(*NEEDED, extra="quality")
     if init is not None:
         continue_student(init, model, steps=wanted)
@@ -246,10 +246,12 @@ def distill(
     if finished:
         stored = Trajectories(folder, trajectories)
         features = None
-        if statistics:
-            from csg_edge.training.feature_matching import fit_statistics
+        if feature_matching:
+            from csg_edge.training.feature_matching import fit_matched_features
 
-            features = fit_statistics(model, stored, list(data), folder / "statistics", precision=arithmetic)
+            features = fit_matched_features(
+                model, stored, list(data), folder / "feature-matching", precision=arithmetic
+            )
             finished = features is not None
     if finished:
         student, deviation = (
@@ -262,7 +264,7 @@ def distill(
             stored,
             loop,
             terms=terms,
-            statistics=features,
+            features=features,
             deviation=deviation,
             compiled=compiled,
             out=out,
