@@ -41,7 +41,7 @@ from csg_edge.training.student import kernel_friendly, start_student
 from csg_edge.training.trajectories import Trajectories
 
 KEPT_BACK = 128
-FIGURES = ("kid", "two_sample_features", "dice", "spectrum_gap", "style_error", "diversity")
+FIGURES = ("kid", "c2st", "dice", "spectrum_gap", "style_error", "diversity")
 CPU = torch.device("cpu")
 MINDFUL = LossTerms(texture=0.2, seams=8.0)
 

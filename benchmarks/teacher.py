@@ -30,7 +30,7 @@ from csg_edge.quality.measure import Yardstick, measure_control, measure_generat
 from csg_edge.training.reference import TeacherReference
 
 SEEDS = (0, 1, 2)
-TWO_SAMPLE, KID_RATIO, DICE_MARGIN, CONTEXT_HITS = 0.75, 0.5, 0.03, 0.9
+C2ST, KID_RATIO, DICE_MARGIN, CONTEXT_HITS = 0.75, 0.5, 0.03, 0.9
 SHEET_IMAGES = 40
 
 
@@ -96,7 +96,7 @@ def judge(
 ) -> dict[str, dict[str, Any]]:
     """Each gate of a teacher: its figure, its limit, whether it holds."""
     gates = {
-        "two_sample_features": (found["two_sample_features"], TWO_SAMPLE),
+        "c2st": (found["c2st"], C2ST),
         "distance of Dice to that of real images": (abs(found["dice"] - control["dice"]), DICE_MARGIN),
     }
     if earlier:

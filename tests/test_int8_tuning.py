@@ -14,6 +14,7 @@ from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.training import int8_tuning
 from csg_edge.training.block_dct import BlockDct, BlockDctConfig
+from csg_edge.training.device import tensors
 from csg_edge.training.int8_tuning import int8_velocity, quantised_layers, round_input, round_weight, tune_int8
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
@@ -70,7 +71,7 @@ def test_the_network_is_rounded_for_that_call_only(student: CsgModel) -> None:
 def error_of(student: CsgModel, teacher: CsgModel, folder: Path) -> float:
     """Relative error of the student's rounded velocity to the teacher's exact one, for draws it was not tuned on."""
     sets = read_training_sets([folder], teacher.schema, split="train", size=SIZE)
-    batch = BatchSource(sets, [1.0], batch=8, dropout=0.0, seed=9).draw(0)
+    batch = tensors(BatchSource(sets, [1.0], batch=8, dropout=0.0, seed=9).draw(0), CPU)
     noise = torch.randn(student.latent_shape(8), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         wanted = teacher.velocity(teacher.conditions(batch.mask, batch.context))(noise, 1.0)

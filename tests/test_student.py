@@ -35,7 +35,7 @@ from csg_edge.training.distil import (
     texture_distance,
     walk,
 )
-from csg_edge.training.feature_matching import Statistics
+from csg_edge.training.feature_matching import MatchedFeatures
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
@@ -235,42 +235,44 @@ def test_seams_are_refused_where_there_are_no_blocks(
 
 
 @pytest.fixture(scope="module")
-def statistics(teacher: CsgModel, stored: Trajectories) -> Statistics:
+def matched(teacher: CsgModel, stored: Trajectories) -> MatchedFeatures:
     torch.manual_seed(0)
     assert isinstance(teacher.autoencoder, BlockDct)
-    return Statistics(Encoder(), teacher.autoencoder, stored)
+    return MatchedFeatures(Encoder(), teacher.autoencoder, stored)
 
 
-class TestStatistics:
+class TestFeatureMatching:
     def test_scatter_is_no_shift(self) -> None:
         draws = torch.randn(2000, 4, 8, generator=torch.Generator().manual_seed(0))
         found = torch.stack([squared_shift(draw) for draw in draws])
         assert found.mean().abs() < 0.02  # where the square of the mean would be 0.25
         assert torch.stack([squared_shift(draw + 0.5) for draw in draws]).mean() == pytest.approx(0.25, abs=0.02)
 
-    def test_features_are_scaled_by_the_teachers_own_images(self, stored: Trajectories, statistics: Statistics) -> None:
+    def test_features_are_scaled_by_the_teachers_own_images(
+        self, stored: Trajectories, matched: MatchedFeatures
+    ) -> None:
         clean, _ = stored.sample(16)
         blocks = BlockDct(BlockDctConfig.fit(np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), np.uint8)))
-        features = statistics(blocks.decode_unit(clean))
+        features = matched(blocks.decode_unit(clean))
         assert features.shape == (16, 15)  # fewer images than components
         torch.testing.assert_close(features.mean(0), torch.zeros(15), atol=1e-3, rtol=0.0)
         torch.testing.assert_close(features.square().mean(0), torch.ones(15), atol=1e-2, rtol=0.0)
 
     def test_power_that_a_regression_averages_away_comes_back(
-        self, teacher: CsgModel, stored: Trajectories, statistics: Statistics
+        self, teacher: CsgModel, stored: Trajectories, matched: MatchedFeatures
     ) -> None:
         # A student that sees each latent through noise as strong, and can only turn it down.
         blocks = teacher.autoencoder
         assert isinstance(blocks, BlockDct)
         clean, _ = stored.sample(16)
         seen = clean + clean.std() * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        meant = statistics(blocks.decode_unit(clean))
+        meant = matched(blocks.decode_unit(clean))
         gains = []
         for weight in (0.0, 10.0):
             gain = torch.ones((), requires_grad=True)
             optimizer = torch.optim.Adam([gain], lr=0.05)
             for _ in range(60):
-                shift = squared_shift(statistics(blocks.decode_unit(gain * seen)) - meant)
+                shift = squared_shift(matched(blocks.decode_unit(gain * seen)) - meant)
                 loss = (gain * seen - clean).square().mean().sqrt() + weight * shift
                 optimizer.zero_grad()
                 loss.backward()
@@ -280,7 +282,7 @@ class TestStatistics:
         assert gains[1] == pytest.approx(0.5**0.5, abs=0.1)
 
     def test_a_batch_stands_at_one_evaluation(
-        self, teacher: CsgModel, stored: Trajectories, statistics: Statistics, tmp_path: Path,
+        self, teacher: CsgModel, stored: Trajectories, matched: MatchedFeatures, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         stands: list[set[tuple[int, int]]] = []
@@ -292,8 +294,8 @@ class TestStatistics:
         monkeypatch.setattr("csg_edge.training.distil.walk", watched)
         student, _ = start_student(teacher, stored)
         loop = LoopConfig(iterations=6, batch=4, warmup=1)
-        terms = LossTerms(statistics=1.0)
-        assert distil(student, stored, loop, terms=terms, statistics=statistics, out=tmp_path, device=CPU)
+        terms = LossTerms(feature_matching=1.0)
+        assert distil(student, stored, loop, terms=terms, features=matched, out=tmp_path, device=CPU)
         assert len(stands) == 6
         assert all(len(stand) == 1 for stand in stands)
         assert len({next(iter(stand)) for stand in stands}) > 1
@@ -306,14 +308,14 @@ class TestStatistics:
         teacher.save(tmp_path / "teacher")
         shared = tmp_path / "trajectories"
         few = ["--trajectories", "4", "--trajectories-in", str(shared), "--iterations", "1", "--batch", "2"]
-        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), *few, "--statistics", "1"]
+        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), *few, "--feature-matching", "1"]
         fitted = []
         for name in ("first", "second"):
             with pytest.raises(SystemExit) as done:
                 main.main([*command, "--out", str(tmp_path / name)], prog_name="csg-edge")
             assert not done.value.code
-            assert json.loads((tmp_path / name / "student.json").read_text())["statistics"] == 1.0
-            fitted.append((shared / "statistics" / "checkpoint.safetensors").read_bytes())
+            assert json.loads((tmp_path / name / "student.json").read_text())["feature_matching"] == 1.0
+            fitted.append((shared / "feature-matching" / "checkpoint.safetensors").read_bytes())
             monkeypatch.setattr(
                 "csg_edge.training.fit_evaluators._encoder_loss", lambda *_: lambda *_: pytest.fail("fitted again")
             )
@@ -327,7 +329,7 @@ class TestStatistics:
         found = find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "monai" else found(name))
         teacher.save(tmp_path / "teacher")
-        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), "--statistics", "1"]
+        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), "--feature-matching", "1"]
         with pytest.raises(SystemExit) as stopped:
             main.main([*command, "--out", str(tmp_path / "out")], prog_name="csg-edge")
         assert stopped.value.code == 2
@@ -335,10 +337,12 @@ class TestStatistics:
         assert not (tmp_path / "out").exists()
 
     def test_what_cannot_be_compared_is_refused(self, teacher: CsgModel) -> None:
-        with pytest.raises(TrainingError, match="--statistics: compares the halves of a batch; give a --batch of 2"):
-            check_terms(LossTerms(statistics=1.0), teacher.autoencoder, batch=1)
-        with pytest.raises(TrainingError, match="--statistics: not for the latents of a learned autoencoder"):
-            check_terms(LossTerms(statistics=1.0), torch.nn.Identity(), batch=2)
+        with pytest.raises(
+            TrainingError, match="--feature-matching: compares the halves of a batch; give a --batch of 2"
+        ):
+            check_terms(LossTerms(feature_matching=1.0), teacher.autoencoder, batch=1)
+        with pytest.raises(TrainingError, match="--feature-matching: not for the latents of a learned autoencoder"):
+            check_terms(LossTerms(feature_matching=1.0), torch.nn.Identity(), batch=2)
 
 
 def test_a_run_with_another_loss_is_not_continued(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:

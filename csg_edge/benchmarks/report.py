@@ -11,7 +11,7 @@ from csg_edge.benchmarks.files import SAMPLES, file_name
 
 TABLE, PAGE = "bench.md", "bench.html"
 TEMPLATES = Path(__file__).parent / "templates"
-QUALITY = ("kid", "dice", "two_sample_features")  # figures of a validation quoted beside the speed
+QUALITY = ("kid", "dice", "c2st")  # figures of a validation quoted beside the speed
 PLOTTED = 4000  # points of one engine in a plot
 DASH = "\N{EN DASH}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.benchmarks import intervals as statistics
+from csg_edge.benchmarks import intervals
 
 Record = dict[str, Any]
 
@@ -23,8 +23,8 @@ def summarise_scenario(runs: Sequence[Record], name: str, *, seed: int) -> Recor
     if not parts:
         return None
     rounds = [latencies_ms(part["samples"], offline=name == "offline") for part in parts]
-    blocks = [statistics.block_medians(values, max(1, statistics.BLOCKS // len(rounds))) for values in rounds]
-    low, high = statistics.median_interval(blocks, seed=seed)
+    blocks = [intervals.block_medians(values, max(1, intervals.BLOCKS // len(rounds))) for values in rounds]
+    low, high = intervals.median_interval(blocks, seed=seed)
     images = [sum(part["samples"]["samples"]) for part in parts]
     spans = [1e-9 * (part["samples"]["finished"][-1] - part["samples"]["issued"][0]) for part in parts]
     energy = [part["energy_joules"] for part in parts if part.get("energy_joules")]
@@ -32,10 +32,10 @@ def summarise_scenario(runs: Sequence[Record], name: str, *, seed: int) -> Recor
     return {
         "unit": "ms from one image to the next" if name == "offline" else "ms per query",
         "samples_per_query": parts[0]["samples"]["samples"][0],
-        "latency_ms": statistics.summarise(np.concatenate(rounds)),
+        "latency_ms": intervals.summarise(np.concatenate(rounds)),
         "median_interval_ms": [low, high],
-        "repeatability": statistics.repeatability(blocks),
-        "median_of_rounds_ms": [statistics.percentile(values, 0.5) for values in rounds],
+        "repeatability": intervals.repeatability(blocks),
+        "median_of_rounds_ms": [intervals.percentile(values, 0.5) for values in rounds],
         "images": sum(images),
         "images_per_second": sum(images) / sum(spans),
         "images_per_second_of_rounds": [count / span for count, span in zip(images, spans, strict=True)],
@@ -56,10 +56,10 @@ def _own_clock(parts: Sequence[Record]) -> dict[str, Any] | None:
         for images in part["samples"]["samples"] if own else ():
             sums.append(sum(own[begin : begin + images]))
             begin += images
-    return statistics.summarise(np.asarray(sums)) if sums else None
+    return intervals.summarise(np.asarray(sums)) if sums else None
 
 
-def latencies_ms(samples: Mapping[str, Sequence[int]], *, offline: bool) -> statistics.Values:
+def latencies_ms(samples: Mapping[str, Sequence[int]], *, offline: bool) -> intervals.Values:
     """(N,) of one run."""
     finished, issued = np.asarray(samples["finished"], np.float64), np.asarray(samples["issued"], np.float64)
     return 1e-6 * (np.diff(finished, prepend=issued[0]) if offline else finished - issued)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 
 import click
 
-from csg_edge.cli.build import need
+from csg_edge.cli.options import FOLDER, bundle_argument, json_option, need, parse_steps, print_json
 
-FOLDER = click.Path(path_type=Path)
 STOPPED = 130
 
 
 @click.command()
-@click.argument("bundle", default="msk-256")
+@bundle_argument
 @click.option(
     "--target", "targets", multiple=True,
     help="Engine to measure, runtime:device:precision; may be repeated. Every engine of the bundle if not given.",
@@ -59,7 +57,7 @@ STOPPED = 130
     "--fail-above", type=float, default=None,
     help="With --compare: exit with 1 if a median grew by more than this ratio and its interval lies above 1.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 def bench(
     bundle: str, targets: tuple[str, ...], steps: str, scenarios: tuple[str, ...], mode: str, out: Path | None,
     threads: int | None, quality: Path | None, no_cold: bool, no_profile: bool, no_roofline: bool, self_test: bool,
@@ -94,7 +92,7 @@ def bench(
 
         plan = read_plan(mode).only(scenarios)
         settings = Settings(
-            bundle, plan, targets=targets, steps=_parse_steps(steps), threads=threads, quality=quality,
+            bundle, plan, targets=targets, steps=parse_steps(steps), threads=threads, quality=quality,
             cold=not no_cold, profile=not no_profile, roofline=not no_roofline,
         )  # fmt: skip
         record = measure(settings, out)
@@ -103,7 +101,7 @@ def bench(
         lines, printed = report.summary_lines(record), record
     report.write_report(record, out)
     if as_json:
-        click.echo(json.dumps(printed, allow_nan=False))
+        print_json(printed)
     else:
         click.echo("\n".join([*lines, f"report in {out / report.PAGE}"]))
     sys.exit(STOPPED if record["state"] == "partial" else 0 if good else 1)
@@ -119,14 +117,7 @@ def _compare(first: Path, second: Path, *, fail_above: float | None, as_json: bo
     bad = fail_above is not None and compare.failed(ratios)
     if as_json:
         rows = [asdict(ratio) for ratio in ratios]
-        click.echo(json.dumps({"ratios": rows, "notes": notes, "failed": bad}, allow_nan=False))
+        print_json({"ratios": rows, "notes": notes, "failed": bad})
     else:
         click.echo("\n".join([*compare.ratio_lines(ratios), *(f"note: {note}" for note in notes)]))
     return int(bad)
-
-
-def _parse_steps(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise click.UsageError(f"--steps {text}: give numbers separated by commas, for example 1,2") from None

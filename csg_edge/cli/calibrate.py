@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from csg_edge.cli.build import need, parse_steps
-from csg_edge.cli.options import SEED
+from csg_edge.cli.options import (
+    FOLDER,
+    SEED,
+    bundle_out_option,
+    folder_to_change,
+    json_option,
+    need,
+    parse_steps,
+    print_json,
+)
 
-FOLDER = click.Path(path_type=Path)
 NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "matplotlib")
 
 
@@ -39,11 +45,11 @@ NEEDED = ("onnx", "onnxruntime", "torch", "safetensors", "monai", "torchmetrics"
 @click.option("--recipe", default="default", show_default=True, help="How ranges are found: docs/calibration.md.")
 @click.option("--compare", is_flag=True, help="Try every recipe on a few images instead; changes no bundle.")
 @click.option("--images", default=126, show_default=True, help="Images per engine to judge.")
-@click.option("--out", type=FOLDER, default=None, help="Folder for the bundle with its engines; BUNDLE if not given.")
+@bundle_out_option
 @click.option(
     "--report", type=FOLDER, default=None, help="Folder for tables and what a resumed run needs; NAME.calibration."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 def calibrate(
     bundle: str, targets: tuple[str, ...], data: tuple[Path, ...], extra: tuple[Path, ...], samples: int,
     sample_list: Path | None, seed: int, steps: str, recipe: str, compare: bool, images: int, out: Path | None,
@@ -55,7 +61,7 @@ def calibrate(
     as good as the fp32 student's. A bundle is changed whole or not at all; run the same command again to resume.
     """
     need(*NEEDED, extra="calibrate")
-    from csg_edge.bundle.manifest import MODELS, find_bundle, read_bundle
+    from csg_edge.bundle.manifest import find_bundle, read_bundle
     from csg_edge.calibration.calibrate import calibrate as run
     from csg_edge.calibration.calibrate import compare as try_all
     from csg_edge.calibration.calibrate import parse_targets
@@ -65,10 +71,7 @@ def calibrate(
     from csg_edge.calibration.report import gate_line, table, to_json
 
     source = read_bundle(find_bundle(bundle))
-    if not compare and out is None and source.path.resolve().is_relative_to(MODELS.resolve()):
-        raise click.UsageError(
-            f"{bundle} is the bundle inside the installed package; give --out FOLDER for a copy with the engines"
-        )
+    folder = source.path if compare else folder_to_change(source, out, named=bundle)
     settings = Settings(
         data=data, targets=parse_targets(targets), steps=parse_steps(steps),
         report=report or Path(f"{source.manifest.name}.calibration"), recipe=find_recipe(recipe), extra=extra,
@@ -77,14 +80,14 @@ def calibrate(
     if compare:
         rows = try_all(source, settings)
         if as_json:
-            click.echo(json.dumps([asdict(row) for row in rows], allow_nan=False))
+            print_json([asdict(row) for row in rows])
         else:
             for row in rows:
                 click.echo(tried_line(row))
         return
-    found = run(source, settings, out=out or source.path)
+    found = run(source, settings, out=folder)
     if as_json:
-        click.echo(json.dumps(to_json(found, settings, source), allow_nan=False))
+        print_json(to_json(found, settings, source))
     else:
         for line in table(found.rows):
             click.echo(line)
@@ -92,7 +95,7 @@ def calibrate(
             for gate in attempt.gates:
                 click.echo(gate_line(attempt.steps, gate))
         for attempt in found.chosen:
-            verdict = f"added to {out or source.path}" if attempt.passed else "not added"
+            verdict = f"added to {folder}" if attempt.passed else "not added"
             speed = "" if attempt.speed_up is not None or not attempt.passed else ", unverified: its device is absent"
             click.echo(f"{attempt.target}, steps {attempt.steps}: {verdict}{speed}")
         click.echo(f"report in {settings.report / 'report.md'}")

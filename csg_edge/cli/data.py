@@ -1,22 +1,17 @@
-"""The `csg-edge pack` command."""
+"""Labelled sets: `csg-edge pack` and `csg-edge phantom`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from csg_edge.cli.build import need
+from csg_edge.cli.options import FOLDER, data_option, json_option, need, out_option, print_json, seed_option
 from csg_edge.errors import InputError
-
-FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option(
-    "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
-)
+@data_option
 @click.option("--size", default=256, show_default=True, help="Side of the packed images in pixels.")
 @click.option("--out", required=True, type=FOLDER, help="File to write, NAME.safetensors.")
 @click.option(
@@ -24,7 +19,7 @@ FOLDER = click.Path(path_type=Path)
 )
 @click.option("--at-most", type=int, default=None, help="Images of each set, in whole groups; all if not given.")
 @click.option("--limit-mb", default=60.0, show_default=True, help="Largest file to write, in MB of a million bytes.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 def pack(
     data: tuple[Path, ...], size: int, out: Path, splits: tuple[str, ...], at_most: int | None, limit_mb: float,
     as_json: bool,
@@ -40,7 +35,7 @@ def pack(
         raise InputError(f"--limit-mb {limit_mb:g}: give a number above 0")
     report = pack_sets(data, out, size=size, splits=splits, limit=int(limit_mb * 1e6), at_most=at_most)
     if as_json:
-        click.echo(json.dumps(report, allow_nan=False))
+        print_json(report)
         return
     for item in report["sets"]:
         parts = ", ".join(
@@ -48,3 +43,20 @@ def pack(
         )
         click.echo(f"{item['name']}: {parts}")
     click.echo(f"{out}: {report['bytes'] / 1e6:.1f} MB at {size} x {size}, SHA-256 {report['sha256']}")
+
+
+@click.command()
+@out_option
+@click.option("--count", default=20, show_default=True, help="Number of labelled images.")
+@seed_option
+@click.option("--size", default=256, show_default=True, help="Side of the images in pixels, a multiple of 32.")
+@json_option
+def phantom(out: Path, count: int, seed: int, size: int, as_json: bool) -> None:
+    """Write a labelled musculoskeletal phantom: images, masks, contexts, label schema."""
+    from csg_edge.datasets.phantom import write_phantoms
+
+    write_phantoms(out, count=count, seed=seed, size=size)
+    if as_json:
+        print_json({"out": str(out), "count": count, "seed": seed, "size": size})
+    else:
+        click.echo(f"{count} phantoms in {out}: images, masks, contexts, labels.json, manifest.csv")

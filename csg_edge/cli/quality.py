@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from csg_edge.cli.options import SEED, seed_option
-
-FOLDER = click.Path(path_type=Path)
-NEEDED = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "matplotlib", "jinja2")
+from csg_edge.cli.options import (
+    FOLDER,
+    QUALITY_EXTRA,
+    SEED,
+    bundle_option,
+    data_option,
+    json_option,
+    need,
+    print_json,
+    seed_option,
+)
 
 
 @click.command()
-@click.option("--bundle", default="msk-256", show_default=True, help="Bundle folder, or the name of a shipped bundle.")
+@bundle_option
 @click.option(
     "--target", "targets", multiple=True,
     help="Engine to judge, runtime:device:precision; may be repeated. What `auto` takes if not given.",
@@ -34,12 +39,12 @@ NEEDED = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "
 @click.option("--images", type=int, default=None, help="Images per engine; 500, or 126 with --gates-only.")
 @click.option("--split", default="val", show_default=True, help="Split of the data to judge on; never trained on.")
 @click.option("--seed", default=0, type=SEED, show_default=True, help="Chooses cases, seeds and resamplings.")
-@click.option("--gates-only", is_flag=True, help="The quick form: fewer images, no two-sample test on pixels.")
+@click.option("--gates-only", is_flag=True, help="The quick form: fewer images, no C2ST on pixels.")
 @click.option("--usefulness", is_flag=True, help="Also train segmenters with and without synthetic images (an hour).")
 @click.option("--evaluators", type=FOLDER, default=None, help="Evaluators fitted to your own data.")
 @click.option("--turing", type=int, default=None, help="Write a blinded reader study of N images to --out instead.")
 @click.option("--score", type=FOLDER, default=None, help="Score a reader study: its key.json; answers as arguments.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 @click.argument("answers", nargs=-1, type=FOLDER)
 def validate(
     bundle: str, targets: tuple[str, ...], steps: str, data: tuple[Path, ...], out: Path | None, teacher: Path | None,
@@ -49,11 +54,11 @@ def validate(
 ) -> None:  # fmt: skip
     """Are the images good? Exits with 1 unless every gate passed.
 
-    Judges the images of one engine or several against held-out real images and against the teacher: mask fidelity,
-    distribution, spectrum, speckle, grey levels, a two-sample test, contexts, diversity, memorisation. With --turing a
-    blinded reader study is written; --score KEY ANSWERS... scores what its readers sent.
+    Judges the images of one engine or several against held-out real images and against the teacher: Dice of the
+    masks, KID, spectrum gap, speckle, grey levels, C2ST accuracy, contexts, diversity, memorisation rate. With
+    --turing a blinded reader study is written; --score KEY ANSWERS... scores what its readers sent.
     """
-    _need_quality()
+    need(*QUALITY_EXTRA, extra="quality")
     if score is not None:
         _score(score, answers, as_json=as_json)
         return
@@ -99,16 +104,14 @@ def _score(key: Path, answers: tuple[Path, ...], *, as_json: bool) -> None:
         raise click.UsageError("--score: give the CSV files of the readers as arguments")
     score = score_study(key, answers)
     if as_json:
-        click.echo(json.dumps(score.to_json(), allow_nan=False))
+        print_json(score.to_json())
     else:
         for line in score.lines():
             click.echo(line)
 
 
 @click.command()
-@click.option(
-    "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
-)
+@data_option
 @click.option(
     "--out", required=True, type=FOLDER, help="Folder to write the evaluators to; checkpoints go to OUT/runs."
 )
@@ -119,7 +122,7 @@ def fit_evaluators(
     data: tuple[Path, ...], out: Path, segmenter_iterations: int, encoder_iterations: int, seed: int
 ) -> None:
     """Fit the segmenter and the encoder that judge images, on train groups; run again to resume."""
-    _need_quality()
+    need(*QUALITY_EXTRA, extra="quality")
     import torch
 
     from csg_edge.labels import MSK_SCHEMA
@@ -133,9 +136,3 @@ def fit_evaluators(
     )  # fmt: skip
     finished = fit(config, MSK_SCHEMA, runs=out / "runs", out=out)
     click.echo(f"evaluators in {out}" if finished else "stopped early; run the same command to go on")
-
-
-def _need_quality() -> None:
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise click.UsageError(f"{', '.join(missing)} not installed; pip install 'csg-edge[quality]'")

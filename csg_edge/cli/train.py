@@ -1,23 +1,31 @@
-"""The commands that make models: `train`, `train-autoencoder`, `distill`, `export`. Torch is imported inside them."""
+"""The commands that train: `train`, `train-autoencoder`, `distill`, `tune-int8`. Torch is imported inside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from csg_edge.cli.build import need
-from csg_edge.cli.options import SEED, seed_option
-from csg_edge.cli.quality import NEEDED
+from csg_edge.cli.options import (
+    FOLDER,
+    QUALITY_EXTRA,
+    SEED,
+    data_option,
+    need,
+    need_training,
+    out_option,
+    seed_option,
+)
 
-FOLDER = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    import torch
+
+    from csg_edge.training.loop import LoopConfig
+
 NETWORKS = ("full", "nano")  # as csg_edge.training.student has them; it needs torch, and --help should not
 
-data_option = click.option(
-    "--data", multiple=True, required=True, type=FOLDER, help="Labelled set, or a folder of sets; may be repeated."
-)
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
@@ -35,7 +43,13 @@ def weight_option(name: str, text: str) -> Callable[[Any], Any]:
     return click.option(name, type=click.FloatRange(min=0.0), default=0.0, show_default=True, help=text)
 
 
-out_option = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+def training_loop(device: str, precision: str, **given: Any) -> tuple[torch.device, LoopConfig]:
+    """Options of a command -> the device to train on and the settings of its loop; `given` as LoopConfig has them."""
+    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.loop import LoopConfig
+
+    where = choose_device(device)
+    return where, LoopConfig(**given, precision=choose_precision(precision, where))
 
 
 @click.command()
@@ -75,7 +89,7 @@ def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, 
 
     OUT also holds losses.csv, TensorBoard's files and, now and then, a sheet of samples.
     """
-    _need_training()
+    need_training()
     from csg_edge.training.config import parse_shares, read_run
     from csg_edge.training.device import choose_device, choose_precision
     from csg_edge.training.teacher import train as train_teacher
@@ -117,21 +131,14 @@ def train_autoencoder(
     batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Train a KL autoencoder for latent diffusion; run the same command again to resume. Writes OUT/autoencoder."""
-    _need_training()
+    need_training()
     from csg_edge.training import fit_autoencoder
-    from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.loop import LoopConfig
 
-    where = choose_device(device)
+    where, loop = training_loop(
+        device, precision, iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed
+    )
     config = fit_autoencoder.AutoencoderConfig(
         data, image_size=size, channels=channels, downsample=downsample, width=width
-    )
-    loop = LoopConfig(
-        iterations=iterations,
-        batch=batch,
-        learning_rate=learning_rate,
-        seed=seed,
-        precision=choose_precision(precision, where),
     )
     finished = fit_autoencoder.train_autoencoder(config, loop, out=out, device=where)
     click.echo(
@@ -178,9 +185,9 @@ def train_autoencoder(
     "--relative", "Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy."
 )
 @weight_option(
-    "--statistics",
-    "Weight of what all images miss alike, as features see it; 10 for the last few hundred iterations. Needs the "
-    "quality extra, whose encoder is fitted first, beside the trajectories.",
+    "--feature-matching",
+    "Weight of feature matching, which brings back what all images miss alike; 10 for the last few hundred iterations. "
+    "Needs the quality extra, whose encoder is fitted first, beside the trajectories.",
 )
 @click.option(
     "--compile/--no-compile",
@@ -201,7 +208,7 @@ def train_autoencoder(
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
     teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
-    statistics: float, compiled: bool, init: Path | None,
+    feature_matching: float, compiled: bool, init: Path | None,
     iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
@@ -211,58 +218,49 @@ def distill(
 
     TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
     """
-    _need_training()
-    from csg_edge.training.device import check_compiler, choose_device, choose_precision
+    need_training()
+    from csg_edge.training.device import check_compiler
     from csg_edge.training.distil import LossTerms, check_terms, distil
-    from csg_edge.training.loop import LoopConfig
     from csg_edge.training.process import parse_steps
     from csg_edge.training.student import continue_student, start_student
     from csg_edge.training.teachers import load_teacher
     from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
-    where, wanted = choose_device(device), parse_steps(steps)
+    where, loop = training_loop(
+        device, precision, iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed,
+        warmup=200 if init is None else 50,  # an optimiser without memory, but weights that know the way
+    )  # fmt: skip
+    wanted = parse_steps(steps)
     if compiled:
         check_compiler(where)
-    arithmetic = choose_precision(precision, where)
-    loop = LoopConfig(
-        iterations=iterations,
-        batch=batch,
-        learning_rate=learning_rate,
-        warmup=200 if init is None else 50,  # an optimiser without memory, but weights that know the way
-        seed=seed,
-        precision=arithmetic,
-    )
     model = load_teacher(teacher, steps=teacher_steps)
     # Refused before hours of trajectories, not after.
-    terms = LossTerms(texture, seams, relative, statistics)
+    terms = LossTerms(texture, seams, relative, feature_matching)
     check_terms(terms, model.autoencoder, batch=batch)
-    if statistics:
-        need(*NEEDED, extra="quality")
-    if init is not None:
-        continue_student(init, model, steps=wanted)
+    if feature_matching:
+        need(*QUALITY_EXTRA, extra="quality")
+    going_on = None if init is None else continue_student(init, model, steps=wanted)
     folder = trajectories_in or out / "trajectories"
     config = TrajectoryConfig(data, trajectories, guidance, seed)
-    finished = make_trajectories(model, config, folder, device=where, precision=arithmetic)
+    finished = make_trajectories(model, config, folder, device=where, precision=loop.precision)
     if finished:
         stored = Trajectories(folder, trajectories)
         features = None
-        if statistics:
-            from csg_edge.training.feature_matching import fit_statistics
+        if feature_matching:
+            from csg_edge.training.feature_matching import fit_matched_features
 
-            features = fit_statistics(model, stored, list(data), folder / "statistics", precision=arithmetic)
+            features = fit_matched_features(
+                model, stored, list(data), folder / "feature-matching", precision=loop.precision
+            )
             finished = features is not None
     if finished:
-        student, deviation = (
-            start_student(model, stored, network=network, steps=wanted, seed=seed)
-            if init is None
-            else continue_student(init, model, steps=wanted)
-        )
+        student, deviation = going_on or start_student(model, stored, network=network, steps=wanted, seed=seed)
         finished = distil(
             student,
             stored,
             loop,
             terms=terms,
-            statistics=features,
+            features=features,
             deviation=deviation,
             compiled=compiled,
             out=out,
@@ -292,72 +290,15 @@ def tune_int8(
     What it learns is to make its own images of before, with rounded weights and activations. For where `csg-edge
     calibrate` says that int8 misses its quality by calibration alone; export and calibrate the student it writes.
     """
-    _need_training()
+    need_training()
     from csg_edge.training import int8_tuning
-    from csg_edge.training.device import choose_device, choose_precision
-    from csg_edge.training.loop import LoopConfig
     from csg_edge.training.model import CsgModel
 
-    where = choose_device(device)
-    loop = LoopConfig(
-        iterations=iterations,
-        batch=batch,
-        learning_rate=learning_rate,
-        warmup=20,
-        ema=0.99,
+    where, loop = training_loop(
+        device, precision, iterations=iterations, batch=batch, learning_rate=learning_rate, warmup=20, ema=0.99,
         seed=seed,
-        precision=choose_precision(precision, where),
-    )
+    )  # fmt: skip
     finished = int8_tuning.tune_int8(CsgModel.load(student), list(data), loop, out=out, device=where)
     click.echo(
         f"student in {out / 'student'}" if finished else f"stopped early; run the same command to go on in {out}"
     )
-
-
-@click.command()
-@click.argument("student", type=FOLDER)
-@out_option
-@click.option(
-    "--steps",
-    default=None,
-    help="Numbers of denoiser evaluations, a graph each.  [default: all it was made for]",
-)
-@click.option(
-    "--size", type=int, default=None, help="Side of the images; a multiple of 32 up to 512. As trained if not given."
-)
-@click.option("--name", default=None, help="Name of the bundle; the folder's name if not given.")
-@click.option("--card", type=FOLDER, default=None, help="Model card (Markdown) to put into the bundle.")
-@click.option("--license", "licence", type=FOLDER, default=None, help="Licence of the weights, to put into the bundle.")
-def export(
-    student: Path,
-    out: Path,
-    steps: str | None,
-    size: int | None,
-    name: str | None,
-    card: Path | None,
-    licence: Path | None,
-) -> None:
-    """Export a student as a bundle: one graph per number of steps, golden cases, manifest."""
-    _need_training()
-    from csg_edge.export.assemble import export_bundle
-    from csg_edge.training.model import CsgModel
-    from csg_edge.training.process import parse_steps
-
-    documents = {"MODEL_CARD.md": card, "LICENSE": licence}
-    model = CsgModel.load(student)
-    model.image_size = size or model.image_size
-    manifest = export_bundle(
-        model,
-        out,
-        steps=model.steps if steps is None else parse_steps(steps),
-        name=name or out.resolve().name,
-        documents={document: path for document, path in documents.items() if path is not None},
-    )
-    total = sum(entry.size for entry in manifest.files.values())
-    click.echo(f"bundle {manifest.name} in {out}: steps {', '.join(map(str, manifest.steps))}, {total / 1e6:.1f} MB")
-    for reason in manifest.export["left_out"]:
-        click.echo(f"left out  {reason}")
-
-
-def _need_training() -> None:
-    need("torch", "safetensors", "onnx", "onnxscript", extra="train,export")

@@ -39,7 +39,7 @@ LIMITS = (
     "The segmenter and the encoder saw some hundred real images and the phantom: they know these two sets' anatomy and "
     "these machines' speckle, and say little about other body regions or scanners until fitted to them.",
     "The encoder was taught to see blur, grain, noise and gain; a flaw of another kind can escape it. "
-    "The two-sample test on pixels, which is trained afresh on each engine's images, is the guard against that.",
+    "The C2ST on pixels, which is trained afresh on each engine's images, is the guard against that.",
     "In the nerve and vessel set everything but nerve and vessel is unlabelled, so Dice there judges these two alone.",
 )
 
@@ -92,7 +92,7 @@ class Described:
     """Features of N images.
 
     embedding: (N, 64), of the images alone. joint: (N, J), of images with their masks. pyramid: (N, D), channel means
-    and deviations at every depth of the network, for two-sample tests.
+    and deviations at every depth of the network, for the C2ST.
     """
 
     embedding: NDArray[np.float32]

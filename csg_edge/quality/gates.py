@@ -13,7 +13,7 @@ from csg_edge.quality.record import Figure, Gate, Subject
 MIN_GROUPS = 5  # fewer held-out groups cannot carry a judgement
 
 KID_RATIO = 1.10
-TWO_SAMPLE_MARGIN = 0.05
+C2ST_MARGIN = 0.05
 DICE_MARGIN = 0.02
 STYLE_RATIO = 1.05
 SPECTRUM_RATIO = 1.2
@@ -36,14 +36,14 @@ def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[G
         _at_most_ratio(subject.name, "spectrum_gap", found, reference, {}, SPECTRUM_RATIO),
         _at_most_ratio(subject.name, "style_error", found, reference, {}, STYLE_RATIO),
     ]
-    for name in ("two_sample_features", "two_sample_pixels"):
+    for name in ("c2st", "c2st_pixels"):
         if name in found:
-            gates.append(_two_sample(subject.name, name, found[name], reference.get(name)))
+            gates.append(_c2st(subject.name, name, found[name], reference.get(name)))
     gates += [
         _near_real(subject.name, found.get("dice"), real.get("dice")),
         _diversity(subject.name, found.get("diversity"), reference.get("diversity")),
         _context(subject.name, found.get("context_hit_rate")),
-        _memorised(subject.name, found.get("memorisation_copies"), reference.get("memorisation_copies")),
+        _memorised(subject.name, found.get("memorisation_rate"), reference.get("memorisation_rate")),
     ]
     return gates
 
@@ -65,16 +65,16 @@ def _at_most_ratio(
     return Gate(subject, name, value, f"<= {limit:.4g} ({ratio:g} x teacher)", value <= limit)
 
 
-def _two_sample(subject: str, name: str, figure: Figure, teacher: Figure | None) -> Gate:
+def _c2st(subject: str, name: str, figure: Figure, teacher: Figure | None) -> Gate:
     if teacher is None:
-        passed = True if figure.value <= 0.5 + TWO_SAMPLE_MARGIN else None
+        passed = True if figure.value <= 0.5 + C2ST_MARGIN else None
         reason = "" if passed else "no teacher to compare with"
-        return Gate(subject, name, figure.value, f"<= teacher + {TWO_SAMPLE_MARGIN:g}", passed, reason)
-    limit = max(teacher.value, 0.5) + TWO_SAMPLE_MARGIN
+        return Gate(subject, name, figure.value, f"<= teacher + {C2ST_MARGIN:g}", passed, reason)
+    limit = max(teacher.value, 0.5) + C2ST_MARGIN
     if limit >= 1.0:
-        reason = "the teacher itself is told apart every time; train it longer before judging by it"
-        return Gate(subject, name, figure.value, f"<= teacher + {TWO_SAMPLE_MARGIN:g}", None, reason)
-    return Gate(subject, name, figure.value, f"<= {limit:.3f} (teacher + {TWO_SAMPLE_MARGIN:g})", figure.value <= limit)
+        reason = "a classifier knows the teacher's own images every time; train it longer before judging by it"
+        return Gate(subject, name, figure.value, f"<= teacher + {C2ST_MARGIN:g}", None, reason)
+    return Gate(subject, name, figure.value, f"<= {limit:.3f} (teacher + {C2ST_MARGIN:g})", figure.value <= limit)
 
 
 def _near_real(subject: str, figure: Figure | None, real: Figure | None) -> Gate:
@@ -104,7 +104,7 @@ def _context(subject: str, figure: Figure | None) -> Gate:
 
 def _memorised(subject: str, figure: Figure | None, teacher: Figure | None) -> Gate:
     if figure is None:
-        return Gate(subject, "memorisation_copies", None, "", None, "not measured")
+        return Gate(subject, "memorisation_rate", None, "", None, "not measured")
     # No nearer than the teacher's, but what honest images reach by chance is no fault.
     limit = max(MEMORISED, teacher.value if teacher else 0.0)
-    return Gate(subject, "memorisation_copies", figure.value, f"<= {limit:.3g}", figure.value <= limit)
+    return Gate(subject, "memorisation_rate", figure.value, f"<= {limit:.3g}", figure.value <= limit)

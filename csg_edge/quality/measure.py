@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval, split_groups
+from csg_edge.quality.c2st import C2ST, c2st_of_features, c2st_of_pixels
 from csg_edge.quality.cases import Cases, RealData, set_of
 from csg_edge.quality.contrast import contrast_correlation
 from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
@@ -22,7 +23,6 @@ from csg_edge.quality.segmentation import mean_dice
 from csg_edge.quality.speckle import speckle_figures
 from csg_edge.quality.spectrum import spectrum_figure
 from csg_edge.quality.style import ContextSimilarity, context_similarity
-from csg_edge.quality.two_sample import TwoSampleTest, feature_test, pixel_test
 
 SPLITS = 8  # halvings of the real groups behind the control
 STAGES = 5  # how often `measure_generated` says what it does next
@@ -39,7 +39,7 @@ class Measured:
     histograms: HistogramGap | None = None
     memorisation: Memorisation | None = None
     style: ContextSimilarity | None = None
-    tests: Mapping[str, TwoSampleTest] = field(default_factory=dict)
+    tests: Mapping[str, C2ST] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Yardstick:
 def measure_generated(
     name: str, kind: str, made: LabelledSet, cases: Cases, yardstick: Yardstick, *, pixels: bool, note: Note
 ) -> Measured:
-    """Every figure of generated images; `pixels` adds the two-sample test that is trained on pixels."""
+    """Every figure of generated images; `pixels` adds the C2ST that is trained on pixels."""
     real, evaluators = yardstick.real, yardstick.evaluators
     samples = made.take(range(cases.single))
     note("segmenting")
@@ -85,15 +85,15 @@ def measure_generated(
     figures |= {f"speckle_{part}": figure for part, figure in speckle.items() if part != "all"}
     histograms = histogram_gap(real.held_out, samples, classes=len(evaluators.schema), rng=yardstick.random(5))
     figures["histogram_gap"] = histograms.mean
-    note("two-sample tests")
+    note("C2ST")
     tests = {
-        "two_sample_features": feature_test(
+        "c2st": c2st_of_features(
             yardstick.held_out.pyramid, features.pyramid, real.held_out.groups, samples.groups,
             seed=yardstick.seed,
         )
     }  # fmt: skip
     if pixels:
-        tests["two_sample_pixels"] = pixel_test(real.held_out, samples, seed=yardstick.seed)
+        tests["c2st_pixels"] = c2st_of_pixels(real.held_out, samples, seed=yardstick.seed)
     figures |= {test: found.accuracy for test, found in tests.items()}
     note("contexts, diversity, memorisation")
     style = context_similarity(
@@ -109,7 +109,7 @@ def measure_generated(
         image_distances(samples.images, real.train.images), yardstick.to_train, samples.groups, real.held_out.groups,
         rng=yardstick.random(7),
     )  # fmt: skip
-    figures["memorisation_copies"], figures["memorisation_ratio"] = copies.near, copies.ratio
+    figures["memorisation_rate"], figures["memorisation_ratio"] = copies.near, copies.ratio
     figures["context_copy_ratio"] = _context_copies(samples, cases, yardstick.random(8))
     subject = Subject(name, kind, len(samples), figures)
     return Measured(subject, samples, histograms, copies, style, tests)
@@ -131,11 +131,11 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
         found["histogram_gap"] = histogram_gap(
             one, other, classes=len(yardstick.evaluators.schema), rng=yardstick.random(5)
         ).mean
-        found["two_sample_features"] = feature_test(
+        found["c2st"] = c2st_of_features(
             halves[0].pyramid, halves[1].pyramid, one.groups, other.groups, seed=yardstick.seed
         ).accuracy
         if pixels and split == 0:  # the slow one: once
-            found["two_sample_pixels"] = pixel_test(one, other, seed=yardstick.seed).accuracy
+            found["c2st_pixels"] = c2st_of_pixels(one, other, seed=yardstick.seed).accuracy
         for name, figure in found.items():
             parts.setdefault(name, []).append(figure)
     figures |= {name: _mean(found) for name, found in parts.items()}

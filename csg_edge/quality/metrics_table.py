@@ -21,7 +21,7 @@ def describe_metric(name: str) -> Metric:
 
 METRICS: dict[str, Metric] = {
     "dice": Metric(
-        "Mask fidelity (Dice)",
+        "Dice of the masks",
         "0 to 1",
         "near real",
         "How well an independent segmenter finds the given mask in the image. As well as in real images is right; "
@@ -35,14 +35,14 @@ METRICS: dict[str, Metric] = {
         "mask is ignored.",
     ),
     "kid": Metric(
-        "Kernel distance (KID)",
+        "KID",
         "",
         "lower",
-        "Distance between the two sets of images in the features of our own encoder, polynomial kernel; about 0, and "
-        "at times just below, for two sets of real images.",
+        "Kernel inception distance (arXiv 1801.01401): between the two sets of images, in the features of our own "
+        "encoder; about 0, and at times just below, for two sets of real images.",
     ),
     "kid_joint": Metric(
-        "Kernel distance with masks",
+        "KID with masks",
         "",
         "lower",
         "The same on features of image and mask together: also sees good images that do not belong to their masks.",
@@ -51,8 +51,7 @@ METRICS: dict[str, Metric] = {
         "Mean discrepancy (MMD)",
         "",
         "lower",
-        "As the kernel distance, with a Gaussian kernel, which weighs all differences of the sets and not only the "
-        "first moments.",
+        "As KID, with a Gaussian kernel, which weighs all differences of the sets and not only the first moments.",
     ),
     "mmd_joint": Metric(
         "Mean discrepancy with masks",
@@ -93,15 +92,16 @@ METRICS: dict[str, Metric] = {
         "lower",
         "How far grey levels must move, on average over the classes, to match real ones.",
     ),
-    "two_sample_features": Metric(
-        "Real or synthetic? from features",
-        "accuracy",
+    "c2st": Metric(
+        "C2ST accuracy",
+        "0 to 1",
         "near 0.5",
-        "Accuracy of a linear classifier on multi-scale features, on groups it was not trained on; 0.5 is guessing.",
+        "Classifier two-sample test (arXiv 1610.06545): accuracy of a linear classifier of real and generated images "
+        "on multi-scale features, on groups it was not trained on; 0.5 is guessing.",
     ),
-    "two_sample_pixels": Metric(
-        "Real or synthetic? from pixels",
-        "accuracy",
+    "c2st_pixels": Metric(
+        "C2ST accuracy on pixels",
+        "0 to 1",
         "near 0.5",
         "The same for a small network trained on pixels: sees artefacts that the features miss.",
     ),
@@ -119,14 +119,14 @@ METRICS: dict[str, Metric] = {
         "Style distance to the own context over that to other contexts; 1 if contexts are ignored.",
     ),
     "diversity": Metric(
-        "Diversity of seeds",
+        "Diversity",
         "feature distance",
         "near teacher",
         "How much images of one mask and context differ from seed to seed, in encoder features. Less than the "
         "teacher's is collapse, more may be noise.",
     ),
     "diversity_pixels": Metric(
-        "Diversity of seeds, pixels",
+        "Diversity in pixels",
         "grey levels",
         "near teacher",
         "The same as the mean absolute difference of pixels.",
@@ -137,8 +137,8 @@ METRICS: dict[str, Metric] = {
         "near 1",
         "Median distance to the nearest training image, over that of held-out real images; well below 1 is copying.",
     ),
-    "memorisation_copies": Metric(
-        "Unusually near a training image",
+    "memorisation_rate": Metric(
+        "Memorisation rate",
         "share",
         "lower",
         "Share of images nearer to a training image than the nearest 5 % of held-out real images; 0.05 is expected of "

@@ -73,7 +73,7 @@ def _neighbours(item: Measured, real: RealData) -> list[Neighbour]:
 
 
 def _fakes(item: Measured) -> list[Fake]:
-    test = item.tests.get("two_sample_pixels") or item.tests.get("two_sample_features")
+    test = item.tests.get("c2st_pixels") or item.tests.get("c2st")
     if test is None:
         return []
     worst = np.argsort(-test.generated, kind="stable")[:WORST]

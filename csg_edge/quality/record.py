@@ -11,7 +11,7 @@ from typing import Any
 from csg_edge.errors import InputError
 from csg_edge.storage import write_json
 
-FORMAT = 1
+FORMAT = 2  # 1 had other names for the C2ST accuracy and the memorisation rate
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Record:
         """Raises InputError for a file that is no validation record of this format."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, this csg-edge reads {FORMAT}")
+            if (found := values["format"]) != FORMAT:
+                raise ValueError(f"of format {found}, this csg-edge reads {FORMAT}")
             subjects = tuple(
                 Subject(**{**item, "figures": {name: Figure(**figure) for name, figure in item["figures"].items()}})
                 for item in values["subjects"]
@@ -86,4 +86,6 @@ class Record:
             gates = tuple(Gate(**item) for item in values["gates"])
             return cls(**{**values, "subjects": subjects, "gates": gates, "limits": tuple(values["limits"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a validation record ({error}); run csg-edge validate again") from None
+            raise InputError(
+                f"{path}: no validation record that can be read ({error}); run csg-edge validate again"
+            ) from None

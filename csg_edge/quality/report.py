@@ -46,7 +46,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Fake:
-    """A generated image with the probability, 0 to 1, that the two-sample classifier gives to its being synthetic."""
+    """A generated image with the probability, 0 to 1, that the C2ST classifier gives to its being synthetic."""
 
     subject: str
     image: Image

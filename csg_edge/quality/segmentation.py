@@ -1,4 +1,4 @@
-"""Mask fidelity: does an independent segmenter find in a generated image the mask it was made from?
+"""Dice: does an independent segmenter find in a generated image the mask it was made from?
 
 Judged on both sides against the Dice on real images: images that are *easier* to segment than real ones are wrong too
 (a useless blur scored higher than real images).

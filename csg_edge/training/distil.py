@@ -32,7 +32,7 @@ from csg_edge.training.process import STUDENT_TIMESTEPS
 from csg_edge.training.trajectories import Trajectories
 
 if TYPE_CHECKING:  # it needs the quality extra, which a student trained without it does not
-    from csg_edge.training.feature_matching import Statistics
+    from csg_edge.training.feature_matching import MatchedFeatures
 
 LOSS_FLOOR = 1e-4
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
@@ -46,14 +46,14 @@ class LossTerms:
     """Weights of what is added to the root mean square distance per image.
 
     texture: of `texture_distance`, and of the like for seams, which keep the power that a regression would average
-    away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`. statistics:
-    of `squared_shift` of features, for which all images of a batch stand at one evaluation.
+    away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`.
+    feature_matching: of `squared_shift` of features, for which all images of a batch stand at one evaluation.
     """
 
     texture: float = 0.0
     seams: float = 0.0
     relative: float = 0.0
-    statistics: float = 0.0
+    feature_matching: float = 0.0
 
 
 def distil(
@@ -62,7 +62,7 @@ def distil(
     loop: LoopConfig,
     *,
     terms: LossTerms = LossTerms(),
-    statistics: Statistics | None = None,
+    features: MatchedFeatures | None = None,
     deviation: float = 1.0,
     compiled: bool = False,
     out: Path,
@@ -70,20 +70,20 @@ def distil(
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
-    statistics: needed where `terms.statistics` is not 0. deviation: of the trajectories' latents, where the student's
-    have 1. compiled: by torch.compile, which takes minutes to begin and then half the time an iteration; it needs a C++
-    compiler. Raises TrainingError as `check_terms`.
+    features: needed where `terms.feature_matching` is not 0. deviation: of the trajectories' latents, where the
+    student's have 1. compiled: by torch.compile, which takes minutes to begin and then half the time an iteration; it
+    needs a C++ compiler. Raises TrainingError as `check_terms`.
     """
     blocks = student.autoencoder
     check_terms(terms, blocks, batch=loop.batch)
-    if bool(terms.statistics) != (statistics is not None):
-        raise ValueError("terms.statistics goes with the features of fit_statistics")
+    if bool(terms.feature_matching) != (features is not None):
+        raise ValueError("terms.feature_matching goes with the features of fit_matched_features")
     # Weights fit a network of any number of steps: only this tells a run's students apart.
     run = {"steps": student.steps, "network": student.network.config.to_json(), "start": student.fingerprint()}
     check_same(out / "student.json", {**run, **asdict(terms)})
     student = student.to(device, memory_format=torch.channels_last)
     network = student.network.train()
-    statistics = None if statistics is None else statistics.to(device)
+    features = None if features is None else features.to(device)
     state = start_or_resume(network, loop, out)
     evaluate = torch.compile(network) if compiled else network
 
@@ -91,7 +91,7 @@ def distil(
         random = np.random.default_rng([loop.seed, iteration])
         rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
         noise, clean, mask, context = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
-        drawn = draw_places(student, random, loop.batch if statistics is None else 1)
+        drawn = draw_places(student, random, loop.batch if features is None else 1)
         drawn *= loop.batch // len(drawn)  # a mean of features is that of one evaluation
         with autocast(device, loop.precision):
             latent, timestep = walk(student, noise, mask, context, drawn)
@@ -103,15 +103,15 @@ def distil(
             distance = distance + terms.texture * texture_distance(jump, wanted)
         if terms.relative:
             distance = distance + terms.relative * relative_distance(jump, wanted)
-        if isinstance(blocks, BlockDct) and (terms.texture or terms.seams or statistics is not None):
+        if isinstance(blocks, BlockDct) and (terms.texture or terms.seams or features is not None):
             made, meant = blocks.decode_unit(jump), blocks.decode_unit(wanted)
             if terms.texture or terms.seams:
                 error, power = seam_distances(made, meant, patch=blocks.patch)
                 distance = distance + terms.seams * error + terms.texture * power
-            if statistics is not None:
+            if features is not None:
                 with autocast(device, loop.precision):
-                    differences = statistics(made) - statistics(meant)
-                distance = distance + terms.statistics * squared_shift(differences)
+                    differences = features(made) - features(meant)
+                distance = distance + terms.feature_matching * squared_shift(differences)
         return distance
 
     finished = fit(state, loss, loop, directory=out, label="distil")
@@ -206,12 +206,12 @@ def check_terms(terms: LossTerms, autoencoder: object, *, batch: int) -> None:
     """Raise TrainingError for terms that this autoencoder, a student's or its teacher's, or the batch cannot give."""
     for weight, option, lacks in (
         (terms.seams, "--seams", "the latents of a learned autoencoder have no blocks"),
-        (terms.statistics, "--statistics", "not for the latents of a learned autoencoder"),
+        (terms.feature_matching, "--feature-matching", "not for the latents of a learned autoencoder"),
     ):
         if weight and not isinstance(autoencoder, BlockDct):
             raise TrainingError(f"{option}: {lacks}; leave it out")
-    if terms.statistics and batch < 2:
-        raise TrainingError("--statistics: compares the halves of a batch; give a --batch of 2 or more")
+    if terms.feature_matching and batch < 2:
+        raise TrainingError("--feature-matching: compares the halves of a batch; give a --batch of 2 or more")
 
 
 def check_same(path: Path, run: dict[str, Any]) -> None:

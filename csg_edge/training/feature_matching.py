@@ -1,4 +1,4 @@
-"""Statistics of images that a student should share with its teacher on average, as features see them.
+"""Feature matching: what a student's images should share with its teacher's on average.
 
 A regression averages what it cannot know. Each image then loses a little of its crispness and always in the same way,
 which hardly counts in any distance but is what a classifier adds up. So the mean difference of features between a
@@ -31,7 +31,7 @@ COMPONENTS = 60  # principal ones of the features; the rest is noise at so few i
 CHUNK = 32
 
 
-class Statistics(nn.Module):
+class MatchedFeatures(nn.Module):
     """(B, 1, H, W) images, -1..1 -> (B, K) features of mean 0, deviation 1 and no correlation over the reference."""
 
     basis: Tensor
@@ -57,19 +57,19 @@ class Statistics(nn.Module):
         return torch.cat(self.encoder(images.clamp(-1.0, 1.0)).statistics, 1)
 
 
-def fit_statistics(
+def fit_matched_features(
     teacher: Teacher, trajectories: Trajectories, data: list[Path], directory: Path, *, precision: str
-) -> Statistics | None:
+) -> MatchedFeatures | None:
     """Train or resume the encoder in `directory`, on the train groups of `data`; None when stopped early.
 
     Raises TrainingError for a teacher with a learned autoencoder, and as the reading of `data` does.
     """
     if not isinstance(teacher.autoencoder, BlockDct):
-        raise TrainingError("--statistics: not for the latents of a learned autoencoder; leave it out")
+        raise TrainingError("--feature-matching: not for the latents of a learned autoencoder; leave it out")
     loop = LoopConfig(
         iterations=ITERATIONS, batch=24, learning_rate=2e-3, warmup=50, decay=0.7, ema=0.99, seed=SEED,
         precision=precision,
     )  # fmt: skip
     sets = read_training_sets(data, teacher.schema, split="train", size=teacher.image_size)
     encoder = fit_encoder(sets, len(teacher.schema), loop, directory)
-    return None if encoder is None else Statistics(encoder, teacher.autoencoder, trajectories)
+    return None if encoder is None else MatchedFeatures(encoder, teacher.autoencoder, trajectories)

@@ -11,12 +11,12 @@ import pytest
 from conftest import CLASSES, Pair
 
 from csg_edge.datasets.labelled_set import LabelledSet
+from csg_edge.quality.c2st import c2st_of_features, c2st_of_pixels
 from csg_edge.quality.descriptors import Describe, standardise, texture_features
 from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
 from csg_edge.quality.histograms import histogram_gap
 from csg_edge.quality.speckle import speckle_figures
 from csg_edge.quality.spectrum import spectrum_figure
-from csg_edge.quality.two_sample import feature_test, pixel_test
 
 DAMAGES: dict[str, Callable[[LabelledSet], LabelledSet]] = {
     "blur": degrade.blur,
@@ -49,7 +49,7 @@ FEATURE_CLAIMS = {
     "Frechet, image": Claim(TEXTURE, 2),
     "Frechet, joint": Claim(TEXTURE | {"mask shift"}, 2),
     "KID of subsets, joint": Claim(TEXTURE | {"mask shift"}, 0.2),
-    "two-sample, joint": Claim(TEXTURE | {"mask shift", "gain"}, 0.1),
+    "C2ST, joint": Claim(TEXTURE | {"mask shift", "gain"}, 0.1),
 }
 PIXEL_CLAIM = Claim(TEXTURE, 0.1)
 
@@ -75,7 +75,7 @@ def feature_measures(real: LabelledSet, made: LabelledSet, describe: dict[str, D
             f"MMD, {view}": group_mmd(one, other, *groups, kernel=gaussian_kernel(one), rng=random()).value,
             f"Frechet, {view}": frechet(one, other),
             f"KID of subsets, {view}": kid(one, other, seed=0).mean,
-            f"two-sample, {view}": feature_test(one, other, *groups, seed=0).accuracy.value,
+            f"C2ST, {view}": c2st_of_features(one, other, *groups, seed=0).accuracy.value,
         }
     return found
 
@@ -105,9 +105,11 @@ def test_measures_of_features_notice_what_they_claim(pair: Pair, describe: dict[
 @pytest.mark.slow
 def test_a_network_on_pixels_notices_what_it_claims(phantom_pair: Pair) -> None:
     real, made = phantom_pair
-    scores = {"none": pixel_test(real, made, seed=0).accuracy.value}
-    scores |= {damage: pixel_test(real, DAMAGES[damage](made), seed=0).accuracy.value for damage in PIXEL_CLAIM.damages}
-    assert_noticed("two-sample, pixels", PIXEL_CLAIM, scores)
+    scores = {"none": c2st_of_pixels(real, made, seed=0).accuracy.value}
+    scores |= {
+        damage: c2st_of_pixels(real, DAMAGES[damage](made), seed=0).accuracy.value for damage in PIXEL_CLAIM.damages
+    }
+    assert_noticed("C2ST, pixels", PIXEL_CLAIM, scores)
 
 
 def test_every_damage_is_claimed_by_several_metrics() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from csg_edge.errors import InputError
+from csg_edge.quality.c2st import c2st_of_features
 from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
-from csg_edge.quality.two_sample import feature_test
 
 
 def vectors(count: int, seed: int, *, shift: float = 0.0, size: int = 6) -> np.ndarray:
@@ -63,25 +63,25 @@ def test_gaussian_kernel_sees_a_change_of_spread_alone() -> None:
     assert figure.low > 0
 
 
-def test_two_sample_of_equal_halves_is_at_chance_and_of_shifted_ones_above() -> None:
+def test_c2st_of_equal_halves_is_at_chance_and_of_shifted_ones_above() -> None:
     groups = (names(100, "r", 4), names(100, "m", 4))
     equal = [
-        feature_test(vectors(100, 2 * trial), vectors(100, 2 * trial + 1), *groups, seed=trial).accuracy
+        c2st_of_features(vectors(100, 2 * trial), vectors(100, 2 * trial + 1), *groups, seed=trial).accuracy
         for trial in range(10)
     ]
     assert np.mean([figure.value for figure in equal]) == pytest.approx(0.5, abs=0.04)
     assert sum(figure.low <= 0.5 <= figure.high for figure in equal) >= 7
-    shifted = feature_test(vectors(100, 0), vectors(100, 1, shift=1), *groups, seed=0)
+    shifted = c2st_of_features(vectors(100, 0), vectors(100, 1, shift=1), *groups, seed=0)
     assert shifted.accuracy.low > 0.85
     assert shifted.generated.mean() > 0 > shifted.real.mean()
-    assert feature_test(vectors(100, 0), vectors(100, 1), *groups, seed=0).accuracy == equal[0]
+    assert c2st_of_features(vectors(100, 0), vectors(100, 1), *groups, seed=0).accuracy == equal[0]
 
 
 def test_a_classifier_cannot_pass_by_knowing_the_group() -> None:
     """Every group has vectors of its own; real and generated of a group are alike."""
     own = np.repeat(vectors(25, 0, size=40) * 5, 4, axis=0)
     groups = names(100, "g", 4)
-    found = feature_test(own + vectors(100, 1, size=40), own + vectors(100, 2, size=40), groups, groups, seed=0)
+    found = c2st_of_features(own + vectors(100, 1, size=40), own + vectors(100, 2, size=40), groups, groups, seed=0)
     assert found.accuracy.low <= 0.5 <= found.accuracy.high
 
 
@@ -100,4 +100,4 @@ def test_bad_input_is_refused_with_its_remedy() -> None:
     with pytest.raises(InputError, match="nearly all equal"):
         gaussian_kernel(np.ones((5, 2), np.float32))
     with pytest.raises(InputError, match="at least two groups"):
-        feature_test(good, good, ["one"] * 10, names(10), seed=0)
+        c2st_of_features(good, good, ["one"] * 10, names(10), seed=0)

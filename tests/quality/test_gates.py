@@ -8,10 +8,10 @@ from csg_edge.quality.gates import judge
 from csg_edge.quality.record import Figure, Gate, Subject
 
 TEACHER = {
-    "kid": 0.02, "kid_joint": 0.03, "spectrum_gap": 0.15, "style_error": 0.5, "two_sample_features": 0.7,
-    "dice": 0.85, "diversity": 4.0, "context_hit_rate": 0.95, "memorisation_copies": 0.04,
+    "kid": 0.02, "kid_joint": 0.03, "spectrum_gap": 0.15, "style_error": 0.5, "c2st": 0.7,
+    "dice": 0.85, "diversity": 4.0, "context_hit_rate": 0.95, "memorisation_rate": 0.04,
 }  # fmt: skip
-REAL = {"kid": 0.001, "kid_joint": 0.001, "spectrum_gap": 0.05, "two_sample_features": 0.5, "dice": 0.86}
+REAL = {"kid": 0.001, "kid_joint": 0.001, "spectrum_gap": 0.05, "c2st": 0.5, "dice": 0.86}
 
 
 def subject(values: dict[str, float], kind: str = "engine", groups: int = 24) -> Subject:
@@ -32,8 +32,8 @@ def test_an_engine_as_good_as_its_teacher_passes_every_gate() -> None:
     ("name", "value"),
     [
         ("kid", 0.0221), ("kid_joint", 0.034), ("spectrum_gap", 0.19), ("style_error", 0.53),
-        ("two_sample_features", 0.76), ("dice", 0.83), ("dice", 0.89), ("diversity", 3.5), ("diversity", 4.5),
-        ("context_hit_rate", 0.89), ("memorisation_copies", 0.11),
+        ("c2st", 0.76), ("dice", 0.83), ("dice", 0.89), ("diversity", 3.5), ("diversity", 4.5),
+        ("context_hit_rate", 0.89), ("memorisation_rate", 0.11),
     ],
 )  # fmt: skip
 def test_one_figure_beyond_its_limit_fails_its_gate_alone(name: str, value: float) -> None:
@@ -50,7 +50,7 @@ def test_nothing_need_be_closer_to_real_images_than_real_images_are() -> None:
 def test_without_a_teacher_relative_gates_are_not_judged_and_say_why() -> None:
     found = judge(subject(TEACHER), None, subject(REAL, "control"))
     open_gates = {gate.name for gate in found if gate.passed is None}
-    assert open_gates == {"kid", "kid_joint", "spectrum_gap", "style_error", "two_sample_features", "diversity"}
+    assert open_gates == {"kid", "kid_joint", "spectrum_gap", "style_error", "c2st", "diversity"}
     assert all("no teacher" in gate.reason for gate in found if gate.passed is None)
 
 
@@ -69,7 +69,7 @@ def test_a_figure_that_was_not_measured_is_no_pass() -> None:
 
 
 def test_a_teacher_that_is_always_told_apart_is_no_yardstick() -> None:
-    teacher = subject({**TEACHER, "two_sample_features": 0.97}, "teacher")
-    found = judge(subject({**TEACHER, "two_sample_features": 0.99}), teacher, subject(REAL, "control"))
-    gate = next(gate for gate in found if gate.name == "two_sample_features")
-    assert gate.passed is None and "told apart" in gate.reason
+    teacher = subject({**TEACHER, "c2st": 0.97}, "teacher")
+    found = judge(subject({**TEACHER, "c2st": 0.99}), teacher, subject(REAL, "control"))
+    gate = next(gate for gate in found if gate.name == "c2st")
+    assert gate.passed is None and "the teacher's own images" in gate.reason

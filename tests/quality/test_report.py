@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from csg_edge.errors import InputError
 from csg_edge.quality.metrics_table import METRICS
-from csg_edge.quality.record import Figure, Gate, Record, Subject
+from csg_edge.quality.record import FORMAT, Figure, Gate, Record, Subject
 from csg_edge.quality.report import (
     ContextPair,
     Fake,
@@ -36,14 +37,14 @@ KEYS = [
     "spectrum_gap",
     "speckle_gap",
     "histogram_gap",
-    "two_sample_features",
-    "two_sample_pixels",
+    "c2st",
+    "c2st_pixels",
     "context_hit_rate",
     "style_error",
     "diversity",
     "diversity_pixels",
     "memorisation_ratio",
-    "memorisation_copies",
+    "memorisation_rate",
     "context_copy_ratio",
     "usefulness_dice",
 ]
@@ -64,7 +65,7 @@ def a_record(*, name: str = "openvino:CPU:bf16, 1 step", gates: tuple[Gate, ...]
         )
     settings = {"seed": 0, "data": {"dltrack": {"groups": 71}}, "steps": [1, 2]}
     environment = {"evaluators": {"segmenter": "9f" * 32}}
-    return Record(1, "msk-256", settings, environment, subjects, gates, ("Few groups.",), {"measure": 90.0})
+    return Record(FORMAT, "msk-256", settings, environment, subjects, gates, ("Few groups.",), {"measure": 90.0})
 
 
 def some_pictures(*, source: str = "openvino:CPU:bf16, 1 step") -> Pictures:
@@ -100,9 +101,9 @@ def test_the_page_says_everything_the_record_holds(tmp_path: Path) -> None:
     record = a_record()
     text = text_of(page_of(record, some_pictures(), tmp_path))
     assert text.index("Failed: 1 of 3 gates failed, 1 of 3 could not be judged") < text.index("Result")
-    for part in ("pass openvino:CPU:bf16, 1 step Kernel distance (KID) kid 0.0123 ≤ 0.0135 (1.1 x teacher)",
+    for part in ("pass openvino:CPU:bf16, 1 step KID kid 0.0123 ≤ 0.0135 (1.1 x teacher)",
                  "FAIL openvino:CPU:bf16, 1 step Spectrum gap spectrum_gap 0.310 ≤ 0.2 blurred",
-                 "not judged openvino:CPU:bf16, 1 step Diversity of seeds diversity - no teacher"):  # fmt: skip
+                 "not judged openvino:CPU:bf16, 1 step Diversity diversity - no teacher"):  # fmt: skip
         assert part.replace(" - ", " \N{EN DASH} ") in text
     for key in KEYS:
         assert METRICS[key].title in text
@@ -158,7 +159,7 @@ def test_any_part_may_be_missing(tmp_path: Path, empty: str) -> None:
 
 
 def test_a_bare_record_makes_a_page(tmp_path: Path) -> None:
-    bare = Record(1, "b", {}, {}, (), (), (), {})
+    bare = Record(FORMAT, "b", {}, {}, (), (), (), {})
     text = text_of(page_of(bare, Pictures(), tmp_path))
     assert "Not judged: no gates were set" in text
     assert "Nothing was measured" in text
@@ -194,6 +195,25 @@ def test_the_record_lies_beside_the_page_and_no_partial_file_stays(tmp_path: Pat
     write_report(record, some_pictures(), tmp_path / "new" / "report")
     assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == ["report.html", "report.json"]
     assert Record.read(tmp_path / "new" / "report" / "report.json").gates == record.gates
+
+
+def test_a_record_of_the_former_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    a_record().write(path)
+    old = json.loads(path.read_text()) | {"format": 1}
+    path.write_text(json.dumps(old).replace('"c2st"', '"two_sample_features"'))
+    with pytest.raises(InputError) as refused:
+        Record.read(path)
+    assert "of format 1, this csg-edge reads 2" in str(refused.value)
+    assert str(refused.value).endswith("run csg-edge validate again")
+
+
+def test_the_committed_record_is_of_this_format() -> None:
+    record = Record.read(Path(__file__).parents[2] / "benchmarks" / "results" / "quality.json")
+    measured = {name for subject in record.subjects for name in subject.figures}
+    assert {"c2st", "memorisation_rate"} <= measured
+    judged = {gate.name for gate in record.gates}
+    assert {"c2st", "memorisation_rate"} <= judged <= measured
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def report(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     done = run("validate", "--data", phantoms, "--out", out, "--gates-only", "--images", 24)
     assert done.returncode in (0, 1), done.stderr
-    assert "two_sample_features" in done.stdout
+    assert "c2st" in done.stdout
     return out
 
 
@@ -46,11 +46,11 @@ def test_the_report_holds_every_figure_of_the_engine_and_of_the_control(report: 
     assert {"dice", "kid", "kid_joint", "mmd", "frechet", "spectrum_gap", "speckle_gap", "histogram_gap"} <= (
         control.figures.keys() & engine.figures.keys()
     )
-    assert {"context_hit_rate", "style_error", "diversity", "memorisation_copies", "context_copy_ratio"} <= (
+    assert {"context_hit_rate", "style_error", "diversity", "memorisation_rate", "context_copy_ratio"} <= (
         engine.figures.keys()
     )
     assert control.figures["dice"].value > 0.5  # the segmenter knows phantoms
-    assert 0.3 < control.figures["two_sample_features"].value < 0.7
+    assert 0.3 < control.figures["c2st"].value < 0.7
     assert "data:image/png" in (report / "report.html").read_text()
 
 

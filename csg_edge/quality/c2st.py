@@ -1,4 +1,6 @@
-"""Can a classifier tell generated images from real ones? The two-sample test of Lopez-Paz & Oquab (ICLR 2017).
+"""Can a classifier tell generated images from real ones? The classifier two-sample test (C2ST).
+
+Lopez-Paz & Oquab, Revisiting Classifier Two-Sample Tests, arXiv 1610.06545 (ICLR 2017).
 
 Accuracy 0.5 means that it cannot. Folds are drawn over groups: a real image and what was generated from its mask are
 always on one side, so that the classifier cannot pass by knowing the anatomy. Both sets go the same way, as uint8 of
@@ -40,8 +42,8 @@ _Fit = Callable[[NDArray[np.intp], NDArray[np.intp], int], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class TwoSampleTest:
-    """accuracy: balanced over the two sets, out of fold; 0.5 ideal.
+class C2ST:
+    """accuracy: the C2ST accuracy, balanced over the two sets, out of fold; 0.5 ideal.
 
     real, generated: (N,) mean score of each image, above 0 if taken for generated: the report shows the most telling.
     """
@@ -51,14 +53,14 @@ class TwoSampleTest:
     generated: NDArray[np.float64]
 
 
-def feature_test(
+def c2st_of_features(
     real: Features,
     generated: Features,
     real_groups: Sequence[str],
     generated_groups: Sequence[str],
     *,
     seed: int,
-) -> TwoSampleTest:
+) -> C2ST:
     """Regularised logistic regression on (N, D) features; REPEATS draws of the folds are averaged.
 
     Raises InputError for fewer than two groups a side.
@@ -79,9 +81,9 @@ def feature_test(
     return _cross_validate(fit, real_groups, generated_groups, folds=FOLDS, repeats=REPEATS, seed=seed)
 
 
-def pixel_test(
+def c2st_of_pixels(
     real: LabelledSet, generated: LabelledSet, *, seed: int, progress: Callable[[int, int], None] | None = None
-) -> TwoSampleTest:
+) -> C2ST:
     """A small convolutional network on the pixels, the stricter test: PIXEL_STEPS steps in each of PIXEL_FOLDS folds.
 
     It does not see the masks. progress: called with folds done and folds in all. Raises InputError for images of
@@ -89,7 +91,7 @@ def pixel_test(
     """
     check_pair(real, generated)
     if any(side % 4 for side in real.images.shape[1:]):
-        raise InputError(f"two-sample test: images of {real.images.shape[1:]}; give sides that are multiples of 4")
+        raise InputError(f"C2ST: images of {real.images.shape[1:]}; give sides that are multiples of 4")
     images = torch.from_numpy(np.concatenate([real.images, generated.images]))[:, None]
     labels = _labels(len(real), len(generated))
 
@@ -114,19 +116,19 @@ def _cross_validate(
     folds: int,
     repeats: int,
     seed: int,
-) -> TwoSampleTest:
+) -> C2ST:
     count = len(real_groups)
     groups = np.asarray([*real_groups, *generated_groups])
     labels = _labels(count, len(generated_groups))
     folds = min(folds, len(set(real_groups)), len(set(generated_groups)))
     if folds < 2:
-        raise InputError("two-sample test: one group on a side leaves nothing to learn from; give at least two groups")
+        raise InputError("C2ST: one group on a side leaves nothing to learn from; give at least two groups")
     scores = np.zeros((repeats, len(groups)))
     for repeat in range(repeats):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
         for number, (train, test) in enumerate(splitter.split(labels, labels, groups)):
             if len(set(labels[train])) < 2:
-                raise InputError("two-sample test: a fold has one kind of image only; give more groups on each side")
+                raise InputError("C2ST: a fold has one kind of image only; give more groups on each side")
             scores[repeat, test] = fit(train, test, repeat * folds + number)
     right = ((scores > 0) == labels).mean(axis=0)
 
@@ -137,7 +139,7 @@ def _cross_validate(
 
     accuracy = group_interval(balanced, real_groups, generated_groups, rng=np.random.default_rng(seed))
     mean = scores.mean(axis=0)
-    return TwoSampleTest(accuracy, mean[:count], mean[count:])
+    return C2ST(accuracy, mean[:count], mean[count:])
 
 
 def _network() -> nn.Sequential:
