@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker a core: two pools of BLAS threads on the same cores wait for each other. Before NumPy and torch load.
+    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(pool, "1")
 
 from csg_edge.bundle.manifest import MANIFEST_NAME, find_bundle, read_manifest, write_manifest
 from csg_edge.datasets.phantom import write_phantoms

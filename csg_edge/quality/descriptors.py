@@ -50,7 +50,7 @@ def texture_features(samples: LabelledSet) -> Features:
     Raises InputError for constant images.
     """
     check_images(samples.images)
-    return np.stack([_texture(image) for image in samples.images])
+    return np.stack([_texture(image, band_maps(image)) for image in samples.images])
 
 
 def joint_features(samples: LabelledSet, *, classes: int) -> Features:
@@ -61,12 +61,11 @@ def joint_features(samples: LabelledSet, *, classes: int) -> Features:
     images.
     """
     check_images(samples.images)
-    return np.stack(
-        [
-            np.concatenate([_texture(image), _classes(image, mask, classes)])
-            for image, mask in zip(samples.images, samples.masks, strict=True)
-        ]
-    )
+    rows = []
+    for image, mask in zip(samples.images, samples.masks, strict=True):
+        maps = band_maps(image)
+        rows.append(np.concatenate([_texture(image, maps), _classes(image, mask, maps, classes)]))
+    return np.stack(rows)
 
 
 def style_features(images: NDArray[np.uint8]) -> Features:
@@ -113,17 +112,18 @@ def standardise(reference: Features, *others: Features) -> tuple[Features, ...]:
     )
 
 
-def _texture(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    stack = np.concatenate([image[None].astype(np.float32), band_maps(image)])
+def _texture(image: NDArray[np.uint8], maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    stack = np.concatenate([image[None].astype(np.float32), maps])
     zones = np.array_split(stack, DEPTHS, axis=1)
     return np.concatenate(
         [np.concatenate([[zone[0].mean() / 32], np.log(zone.std(axis=(1, 2)) + _FLOOR)]) for zone in zones]
     ).astype(np.float32)
 
 
-def _classes(image: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
+def _classes(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], maps: NDArray[np.float32], classes: int
+) -> NDArray[np.float32]:
     grey = image.astype(np.float32)
-    maps = band_maps(image)
     mean = grey.mean()
     rows = np.zeros((classes, len(maps) + 4), np.float32)
     below = cv2.blur(grey, (1, _EDGE), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)

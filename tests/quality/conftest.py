@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,12 @@ from csg_edge.datasets.labelled_set import LabelledSet, read_set
 from csg_edge.datasets.phantom import make_phantom
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.quality.bootstrap import split_groups
-from csg_edge.quality.descriptors import Describe, joint_features, texture_features
+from csg_edge.quality.checks import Features
+from csg_edge.quality.descriptors import joint_features, texture_features
 from csg_edge.quality.evaluators import load_evaluators
 
 Pair = tuple[LabelledSet, LabelledSet]
+Views = dict[str, Features]
 CLASSES = len(MSK_SCHEMA)
 
 
@@ -68,15 +69,20 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 @pytest.fixture(scope="session", params=["filters", "encoder"])
-def describe(request: pytest.FixtureRequest) -> dict[str, Describe]:
-    """An image-only and a joint descriptor: the filter bank, and the shipped encoder."""
+def describe(request: pytest.FixtureRequest) -> Callable[[LabelledSet], Views]:
+    """An image-only and a joint view of a set: by the filter bank, or by the shipped encoder."""
     if request.param == "filters":
-        return {"image": texture_features, "joint": partial(joint_features, classes=CLASSES)}
+        return lambda samples: {
+            "image": texture_features(samples),
+            "joint": joint_features(samples, classes=CLASSES),
+        }
     evaluators = load_evaluators()
-    return {
-        "image": lambda samples: evaluators.describe(samples).embedding,
-        "joint": lambda samples: evaluators.describe(samples).joint,
-    }
+
+    def by_encoder(samples: LabelledSet) -> Views:
+        found = evaluators.describe(samples)
+        return {"image": found.embedding, "joint": found.joint}
+
+    return by_encoder
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 
 from csg_edge.conditions.files import write_png
 from csg_edge.datasets.phantom import write_phantoms
@@ -17,7 +18,7 @@ from csg_edge.quality.evaluators import SHIPPED
 from csg_edge.quality.record import Record
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "csg_edge", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -33,7 +34,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    done = run("validate", "--data", phantoms, "--out", out, "--gates-only", "--images", 24)
+    done = run_process("validate", "--data", phantoms, "--out", out, "--gates-only", "--images", 24)
     assert done.returncode in (0, 1), done.stderr
     assert "c2st" in done.stdout
     return out
