@@ -3,18 +3,20 @@ PYTHON ?= python3
 DEMO_ENV := .venv/demo
 DEV_ENV := .venv/dev
 BENCH_ENV := .venv/bench
+DOCS_ENV := .venv/docs
 DEMO_OUT ?= demo
 BENCH_OUT ?= bench
 BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
 
-.PHONY: help demo test test-slow lint wheel bundle validate bench bench-peers clean
+.PHONY: help demo test test-slow lint docs wheel bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
 	@echo "make lint       ruff, mypy, and who may import whom"
+	@echo "make docs       build the documentation into site/ and check it; nothing is fetched but Python packages"
 	@echo "make wheel      build the wheel and check what is in it"
 	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (a quarter of an hour; report in validation/)"
 	@echo "make bench      latency of every engine of the shipped bundle (some four minutes each; BENCH_MODE=short: half a minute)"
@@ -38,6 +40,12 @@ $(BENCH_ENV)/.ready: pyproject.toml
 	@echo "== setting up $(BENCH_ENV): OpenVINO, ONNX Runtime, MLCommons LoadGen"
 	@$(PYTHON) -m venv $(BENCH_ENV)
 	@$(BENCH_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+$(DOCS_ENV)/.ready: pyproject.toml
+	@echo "== setting up $(DOCS_ENV): MkDocs Material, mkdocstrings, mkdocs-click"
+	@$(PYTHON) -m venv $(DOCS_ENV)
+	@$(DOCS_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 demo: $(DEMO_ENV)/.ready
@@ -64,6 +72,11 @@ lint: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/ruff format --check .
 	@$(DEV_ENV)/bin/mypy
 	@$(DEV_ENV)/bin/lint-imports
+
+docs: $(DOCS_ENV)/.ready
+	@echo "== documentation"
+	@$(DOCS_ENV)/bin/mkdocs build --quiet --strict --clean
+	@$(DOCS_ENV)/bin/python tests/check_site.py site
 
 wheel: $(DEV_ENV)/.ready
 	@echo "== wheel"

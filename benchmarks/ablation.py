@@ -32,7 +32,7 @@ from csg_edge.quality.cases import Cases, plan_cases, read_real
 from csg_edge.quality.evaluators import load_evaluators
 from csg_edge.quality.measure import Yardstick, measure_generated
 from csg_edge.training.device import autocast, choose_precision
-from csg_edge.training.distil import LossTerms, distil
+from csg_edge.training.distil import BLOCK_DCT_TERMS, LossTerms, distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.model_files import read_json
@@ -43,7 +43,6 @@ from csg_edge.training.trajectories import Trajectories
 KEPT_BACK = 128
 FIGURES = ("kid", "c2st", "dice", "spectrum_gap", "style_error", "diversity")
 CPU = torch.device("cpu")
-MINDFUL = LossTerms(texture=0.2, seams=8.0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Row:
     pairs: int | None = None
     steps: tuple[int, ...] = (1, 2, 4)
     other_guidance: bool = False
-    terms: LossTerms = MINDFUL
+    terms: LossTerms = BLOCK_DCT_TERMS
 
 
 ROWS = {
@@ -94,7 +93,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "csg_edge": csg_edge.__version__, "processor": processor_name(), "cores": os.cpu_count(),
         "iterations": loop.iterations, "batch": loop.batch, "learning_rate": loop.learning_rate,
-        "trajectories": read_json(arguments.trajectories / "config.json"), "terms": asdict(MINDFUL), "rows": {},
+        "trajectories": read_json(arguments.trajectories / "config.json"), "terms": asdict(BLOCK_DCT_TERMS), "rows": {},
     }  # fmt: skip
     if arguments.out.is_file():
         earlier = json.loads(arguments.out.read_text())

@@ -18,7 +18,7 @@ from torch import Tensor
 from csg_edge.datasets.phantom import make_phantom
 from csg_edge.errors import InputError, TrainingError
 from csg_edge.labels import MSK_SCHEMA
-from csg_edge.training import fit_autoencoder, loop
+from csg_edge.training import loop
 from csg_edge.training.autoencoder import image_to_unit
 from csg_edge.training.autoencoders import load_autoencoder
 from csg_edge.training.block_dct import BlockDct, BlockDctConfig
@@ -164,6 +164,7 @@ class TestTraining:
     ) -> None:
         config = AutoencoderConfig((phantom_set,), image_size=SIZE, downsample=4, channels=3, width=16)
         assert train_autoencoder(config, TINY, out=tmp_path / "through", device=CPU)
+        through = loop.fit
 
         def stopped(state: loop.TrainingState, loss: Callable[[int], Tensor], *rest: object, **options: object) -> bool:
             def stopping(index: int) -> Tensor:
@@ -171,10 +172,10 @@ class TestTraining:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return loss(index)
 
-            return loop.fit(state, stopping, *rest, **options)
+            return through(state, stopping, *rest, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(fit_autoencoder, "fit", stopped)
+            patch.setattr(loop, "fit", stopped)
             assert not train_autoencoder(config, TINY, out=tmp_path / "resumed", device=CPU)
         assert train_autoencoder(config, TINY, out=tmp_path / "resumed", device=CPU)
         for name in ("checkpoint.safetensors", "losses.csv", "autoencoder/diffusion_pytorch_model.safetensors",

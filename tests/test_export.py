@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tiny_model import SIZE, TINY, tiny_model
 
 from csg_edge.bundle.manifest import read_bundle
 from csg_edge.errors import EngineError, InputError, TrainingError
@@ -23,27 +24,18 @@ from csg_edge.export.weights import STORED, WEIGHTS_NAME, WIDEN, read_graph
 from csg_edge.generation.verify import verify_bundle
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.runtimes import RUNTIMES, runtime_class
-from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.model import CsgModel
-from csg_edge.training.networks import CsgUNet, NetworkConfig
+from csg_edge.training.networks import CsgUNet
 from csg_edge.training.process import parse_steps
 
 FLOAT16 = onnx.TensorProto.FLOAT16
 Graphs = dict[tuple[int, int | None], Path]
-SIZE = 64
-TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> CsgModel:
     """A tiny random student, through a folder, as `csg-edge distill` leaves it."""
-    torch.manual_seed(0)
-    network = CsgUNet(TINY)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    random = np.random.default_rng(0)
-    bands = BlockDctConfig.fit(random.integers(0, 256, (4, SIZE, SIZE), dtype=np.uint8))
-    model = CsgModel(network, BlockDct(bands), schema=MSK_SCHEMA, image_size=SIZE, role="student")
+    model = tiny_model("student", deviation=0.05)
     folder = tmp_path_factory.mktemp("student") / "student"
     model.save(folder)
     return CsgModel.load(folder).eval()

@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny_model import SIZE, tiny_model
 
 from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.training import int8_tuning
-from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.device import tensors
 from csg_edge.training.int8_tuning import int8_velocity, quantised_layers, round_input, round_weight, tune_int8
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
-from csg_edge.training.networks import CsgUNet, NetworkConfig
+from csg_edge.training.networks import NetworkConfig
 
 CPU = torch.device("cpu")
-SIZE = 64
 LOOP = LoopConfig(iterations=4, batch=2, warmup=1, decay=0.0)
 SHAPE = NetworkConfig(
     classes=len(MSK_SCHEMA), widths=(32, 64), blocks=(1, 1), embedding=32, mask_features=8, norm="affine",
@@ -31,15 +29,7 @@ SHAPE = NetworkConfig(
 
 @pytest.fixture
 def student() -> CsgModel:
-    torch.manual_seed(0)
-    network = CsgUNet(SHAPE)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:  # zero-initialised branches would hide what rounding does
-            torch.nn.init.normal_(parameter, std=0.05)
-    images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), dtype=np.uint8)
-    return CsgModel(
-        network, BlockDct(BlockDctConfig.fit(images)), schema=MSK_SCHEMA, image_size=SIZE, role="student", steps=(1, 2)
-    )
+    return tiny_model("student", SHAPE, deviation=0.05, biases=False, steps=(1, 2))
 
 
 def test_rounding_is_symmetric_with_255_levels_and_lets_gradients_through() -> None:

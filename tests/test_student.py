@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_model import SIZE, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from csg_edge.cli.main import main
@@ -26,6 +27,7 @@ from csg_edge.training.autoencoder import unit_to_image
 from csg_edge.training.block_dct import BlockDct, BlockDctConfig
 from csg_edge.training.device import check_compiler
 from csg_edge.training.distil import (
+    BLOCK_DCT_TERMS,
     LossTerms,
     check_terms,
     distil,
@@ -45,9 +47,8 @@ from csg_edge.training.teacher import MSK_NETWORK
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
 CPU = torch.device("cpu")
-SIZE = 64
 LOOP = LoopConfig(iterations=2, batch=2, warmup=1)
-MINDFUL = LossTerms(texture=0.2, seams=8.0, relative=0.5)
+ALL_TERMS = replace(BLOCK_DCT_TERMS, relative=0.5)
 TINY = NetworkConfig(
     classes=len(MSK_SCHEMA), widths=(32, 64), blocks=(1, 1), embedding=32, mask_features=8, heads=2, deeper=1,
     context_tokens=True,
@@ -56,15 +57,7 @@ TINY = NetworkConfig(
 
 @pytest.fixture(scope="module")
 def teacher() -> CsgModel:
-    torch.manual_seed(0)
-    network = CsgUNet(TINY)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:  # zero-initialised branches would hide what they do
-            torch.nn.init.normal_(parameter, std=0.1)
-    images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), dtype=np.uint8)
-    return CsgModel(
-        network, BlockDct(BlockDctConfig.fit(images)), schema=MSK_SCHEMA, image_size=SIZE, role="teacher"
-    ).eval()
+    return tiny_model("teacher", TINY, deviation=0.1, biases=False).eval()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +159,7 @@ class TestSteps:
 def test_compiled_training_is_the_same_training(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:
     for name, compiled in (("eager", False), ("compiled", True)):
         student, _ = start_student(teacher, stored)
-        assert distil(student, stored, LOOP, terms=MINDFUL, compiled=compiled, out=tmp_path / name, device=CPU)
+        assert distil(student, stored, LOOP, terms=ALL_TERMS, compiled=compiled, out=tmp_path / name, device=CPU)
     eager, compiled = (
         CsgModel.load(tmp_path / name / "student").network.state_dict() for name in ("eager", "compiled")
     )
@@ -227,7 +220,7 @@ def test_seams_are_refused_where_there_are_no_blocks(
     teacher: CsgModel, stored: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, _ = start_student(teacher, stored, steps=(1,))
-    assert distil(student, stored, LOOP, terms=MINDFUL, out=tmp_path / "run", device=CPU)
+    assert distil(student, stored, LOOP, terms=ALL_TERMS, out=tmp_path / "run", device=CPU)
     monkeypatch.setattr(student, "autoencoder", torch.nn.Identity())
     with pytest.raises(TrainingError, match="--seams"):
         distil(student, stored, LOOP, terms=LossTerms(seams=8.0), out=tmp_path / "other", device=CPU)
@@ -327,7 +320,7 @@ class TestFeatureMatching:
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
         found = find_spec
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "monai" else found(name))
+        monkeypatch.setattr("csg_edge.cli.options.find_spec", lambda name: None if name == "monai" else found(name))
         teacher.save(tmp_path / "teacher")
         command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), "--feature-matching", "1"]
         with pytest.raises(SystemExit) as stopped:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_model import SIZE, TINY, tiny_model
 from torch import Tensor
 
 from csg_edge.bundle.golden import read_case
@@ -27,14 +28,11 @@ from csg_edge.training.device import tensors
 from csg_edge.training.distil import distil
 from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import WEIGHTS, CsgModel
-from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import euler, multistep, teacher_timesteps, training_timesteps
 from csg_edge.training.student import start_student
 from csg_edge.training.teacher import TeacherConfig, train
 from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
-TINY = NetworkConfig(classes=len(MSK_SCHEMA), widths=(32, 32), blocks=(1, 1), embedding=32, mask_features=8, heads=2)
-SIZE = 64
 CPU = torch.device("cpu")
 LOOP = LoopConfig(iterations=6, batch=2, warmup=2)
 
@@ -47,12 +45,7 @@ def source(phantom_set: Path) -> BatchSource:
 
 @pytest.fixture
 def teacher(source: BatchSource) -> CsgModel:
-    torch.manual_seed(0)
-    network = CsgUNet(TINY)
-    for parameter in network.parameters():  # zero-initialised branches would hide what they do
-        torch.nn.init.normal_(parameter, std=0.1)
-    bands = BlockDctConfig.fit(source.draw(0).image)
-    return CsgModel(network, BlockDct(bands), schema=MSK_SCHEMA, image_size=SIZE, role="teacher")
+    return tiny_model("teacher", deviation=0.1, images=source.draw(0).image)
 
 
 class TestAutoencoder:
@@ -213,7 +206,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         def fit(state: loop.TrainingState, loss: Callable[[int], Tensor], *rest: object, **options: object) -> bool:
             return original(state, stop_at(iteration)(loss) if iteration is not None else loss, *rest, **options)
 
-        monkeypatch.setattr("csg_edge.training.teacher.fit", fit)
+        monkeypatch.setattr("csg_edge.training.loop.fit", fit)
         monkeypatch.setattr("csg_edge.training.distil.fit", fit)
 
     return choose

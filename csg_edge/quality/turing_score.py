@@ -172,7 +172,7 @@ def _verdict(accuracy: Rate, margin: float) -> str:
         also = ", though it excludes 0.5 itself" if differs else ""
         return f"equal to chance within {margin:g}: {interval} lies inside [{low:g}, {high:g}]{also}"
     if differs:
-        side = "told apart" if accuracy.low > CHANCE else "told apart with the answers swapped"
+        side = "recognised" if accuracy.low > CHANCE else "recognised with the answers swapped"
         return f"{side}: {interval} excludes 0.5"
     return f"undecided: {interval} holds 0.5 but reaches outside [{low:g}, {high:g}]; more answers are needed"
 

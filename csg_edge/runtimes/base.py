@@ -146,8 +146,13 @@ class Runtime(ABC):
 
     @classmethod
     @abstractmethod
+    def devices(cls) -> dict[str, dict[str, Any]]:
+        """Devices of this machine by name: `name` as their maker has it, `precisions` that run. Needs `version()`."""
+
+    @classmethod
     def machine(cls) -> dict[str, Any]:
-        """What `doctor` reports: `version`, and `devices` by name. Raises RuntimeUnavailableError if not installed."""
+        """What `doctor` reports: `version` and `devices`. Raises RuntimeUnavailableError if not installed."""
+        return {"version": cls.version(), "devices": cls.devices()}
 
     @classmethod
     @abstractmethod

@@ -84,16 +84,15 @@ class OnnxRuntime(Runtime):
         return str(onnxruntime.__version__)
 
     @classmethod
-    def machine(cls) -> dict[str, Any]:
-        version = cls.version()
-        devices = {
+    def devices(cls) -> dict[str, dict[str, Any]]:
+        found = {
             device: {
                 "name": provider.name,
                 "precisions": [name for name in provider.options if cls.why_not(device, name) is None],
             }
             for device, provider in PROVIDERS.items()
         }
-        return {"version": version, "devices": {name: about for name, about in devices.items() if about["precisions"]}}
+        return {name: about for name, about in found.items() if about["precisions"]}
 
     @classmethod
     def open(

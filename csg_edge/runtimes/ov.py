@@ -61,17 +61,15 @@ class OpenVinoRuntime(Runtime):
         return str(openvino.get_version())
 
     @classmethod
-    def machine(cls) -> dict[str, Any]:
-        version = cls.version()
+    def devices(cls) -> dict[str, dict[str, Any]]:
         core = _core()
-        devices = {
+        return {
             device: {
                 "name": core.get_property(device, "FULL_DEVICE_NAME"),
                 "precisions": [name for name in HINTS if cls.why_not(device, name) is None],
             }
             for device in core.available_devices
         }
-        return {"version": version, "devices": devices}
 
     @classmethod
     def open(

@@ -55,9 +55,8 @@ class TorchRuntime(Runtime):
         return str(torch.__version__)
 
     @classmethod
-    def machine(cls) -> dict[str, Any]:
-        devices = {device: {"name": device.lower(), "precisions": ["fp32"]} for device in _devices()}
-        return {"version": cls.version(), "devices": devices}
+    def devices(cls) -> dict[str, dict[str, Any]]:
+        return {device: {"name": device.lower(), "precisions": ["fp32"]} for device in _devices()}
 
     @classmethod
     def open(

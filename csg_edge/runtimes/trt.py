@@ -63,12 +63,15 @@ class TensorRtRtxRuntime(Runtime):
             raise RuntimeUnavailableError(f"{cls.module}: {first_line(error)}; pip install '{cls.extra}'") from None
 
     @classmethod
-    def machine(cls) -> dict[str, Any]:
-        version = cls.version()
+    def devices(cls) -> dict[str, dict[str, Any]]:
         if find_spec("cuda") is None:
             raise RuntimeUnavailableError(f"cuda-bindings is not installed; pip install '{cls.extra}'")
-        devices = {name: {"name": name, "precisions": list(cls.precisions)} for name in Cuda.load().architectures()}
-        return {"version": version, "devices": devices, **({} if devices else {"note": Cuda.load().trouble})}
+        return {name: {"name": name, "precisions": list(cls.precisions)} for name in Cuda.load().architectures()}
+
+    @classmethod
+    def machine(cls) -> dict[str, Any]:
+        found = super().machine()
+        return found if found["devices"] else {**found, "note": Cuda.load().trouble}
 
     @classmethod
     def open(

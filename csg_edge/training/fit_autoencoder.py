@@ -22,10 +22,10 @@ from csg_edge.errors import InputError
 from csg_edge.storage import folder_replaced, write_json
 from csg_edge.training.autoencoder import image_to_unit
 from csg_edge.training.autoencoders import load_autoencoder
-from csg_edge.training.device import autocast, seeded, tensors
+from csg_edge.training.device import Tensors, autocast, seeded, tensors
 from csg_edge.training.diffusers_files import import_diffusers
 from csg_edge.training.learned_autoencoder import KlAutoencoder
-from csg_edge.training.loop import LoopConfig, fit, start_or_resume
+from csg_edge.training.loop import LoopConfig, fit_on_batches, start_or_resume
 
 DOWNSAMPLES = (2, 4, 8, 16)
 ATTENTION_FROM = 8  # at finer latents, attention over all pixels costs more than all else
@@ -74,13 +74,9 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
     torch.manual_seed(loop.seed)
     network = make_network(config).to(device, memory_format=torch.channels_last)
     state = start_or_resume(network, loop, out)
-    batches = source.stream(state.iteration, loop.iterations)
 
-    def loss(iteration: int) -> Tensor:
-        index, batch = next(batches)
-        if index != iteration:
-            raise RuntimeError(f"batch {index} at iteration {iteration}")
-        unit = image_to_unit(tensors(batch, device).image)
+    def loss(iteration: int, batch: Tensors) -> Tensor:
+        unit = image_to_unit(batch.image)
         with autocast(device, loop.precision):
             posterior = network.encode(unit).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -89,8 +85,7 @@ def train_autoencoder(config: AutoencoderConfig, loop: LoopConfig, *, out: Path,
         divergence = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         return reconstruction_loss(made.float(), unit, config) + config.kl * divergence
 
-    finished = fit(state, loss, loop, directory=out, label="autoencoder")
-    network.load_state_dict(state.ema)
+    finished = fit_on_batches(state, source, loss, loop, device=device, directory=out, label="autoencoder")
     network.eval()
     _normalise(network, source, device)
     folder = out / "autoencoder"

@@ -20,9 +20,9 @@ from torch.func import functional_call
 
 from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
-from csg_edge.training.device import autocast, seeded, tensors
+from csg_edge.training.device import Tensors, autocast, seeded
 from csg_edge.training.distil import LOSS_FLOOR, check_same, walk
-from csg_edge.training.loop import LoopConfig, fit, start_or_resume
+from csg_edge.training.loop import LoopConfig, fit_on_batches, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions, CsgUNet
 
@@ -93,11 +93,9 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
     frozen = copy.deepcopy(student).eval()
     network, places = student.network.train(), student.inner_places
     state = start_or_resume(network, loop, out)
-    batches = source.stream(state.iteration, loop.iterations)
 
-    def loss(iteration: int) -> Tensor:
-        _, batch = next(batches)
-        _, mask, context = tensors(batch, device)
+    def loss(iteration: int, batch: Tensors) -> Tensor:
+        _, mask, context = batch
         noise = torch.randn(student.latent_shape(len(mask)), generator=seeded(loop.seed, iteration)).to(device)
         random = np.random.default_rng([loop.seed, iteration])
         later = bool(places) and random.random() < 0.5
@@ -110,7 +108,6 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
             made = latent - timestep * int8_velocity(network, latent, timestep, student.conditions(mask, context))
         return ((made - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
 
-    finished = fit(state, loss, loop, directory=out, label="tune int8")
-    network.load_state_dict(state.ema)
+    finished = fit_on_batches(state, source, loss, loop, device=device, directory=out, label="tune int8")
     student.save(out / "student")
     return finished

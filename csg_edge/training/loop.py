@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from csg_edge.datasets.batches import BatchSource
 from csg_edge.errors import TrainingError
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.storage import written_whole
+from csg_edge.training.device import Tensors, tensors
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
@@ -142,6 +144,34 @@ def fit(
     save_checkpoint(checkpoint, state, config)
     log.close()
     return state.iteration >= config.iterations
+
+
+def fit_on_batches(
+    state: TrainingState,
+    source: BatchSource,
+    loss: Callable[[int, Tensors], Tensor],
+    config: LoopConfig,
+    *,
+    device: torch.device,
+    directory: Path,
+    label: str,
+    after: Callable[[int], None] = lambda iteration: None,
+) -> bool:
+    """`fit` on batches of labelled sets, prepared ahead; at the end the network holds the averaged weights.
+
+    Returns and raises as `fit` does.
+    """
+    batches = source.stream(state.iteration, config.iterations)
+
+    def of_batch(iteration: int) -> Tensor:
+        index, batch = next(batches)
+        if index != iteration:
+            raise RuntimeError(f"batch {index} at iteration {iteration}")
+        return loss(iteration, tensors(batch, device))
+
+    finished = fit(state, of_batch, config, directory=directory, label=label, after=after)
+    state.network.load_state_dict(state.ema)
+    return finished
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from csg_edge.noise import noise_for
 from csg_edge.storage import write_json, write_whole
 from csg_edge.training.autoencoders import load_autoencoder
 from csg_edge.training.block_dct import BlockDct, BlockDctConfig
-from csg_edge.training.device import autocast, seeded, tensors
-from csg_edge.training.loop import LoopConfig, TrainingState, fit, start_or_resume
+from csg_edge.training.device import Tensors, autocast, seeded
+from csg_edge.training.loop import LoopConfig, TrainingState, fit_on_batches, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.model_files import read_json
 from csg_edge.training.networks import CsgUNet, NetworkConfig
@@ -91,14 +91,10 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         context_transform=transform,
     ).to(device)
     state = start_or_resume(network, loop, out)
-    batches = source.stream(state.iteration, loop.iterations)
     sheets = SampleSheets(config, model, state, out / "sheets", precision=loop.precision)
 
-    def loss(iteration: int) -> Tensor:
-        index, batch = next(batches)
-        if index != iteration:
-            raise RuntimeError(f"batch {index} at iteration {iteration}")
-        image, mask, context = tensors(batch, device)
+    def loss(iteration: int, batch: Tensors) -> Tensor:
+        image, mask, context = batch
         generator = seeded(loop.seed, iteration)
         with torch.no_grad():
             clean = model.autoencoder.encode(image)
@@ -109,8 +105,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
             velocity = network(mix(clean, noise, timestep), network.embed_time(timestep), conditions)
         return (velocity.float() - (noise - clean)).square().mean()
 
-    finished = fit(state, loss, loop, directory=out, label="train", after=sheets.draw)
-    network.load_state_dict(state.ema)
+    finished = fit_on_batches(state, source, loss, loop, device=device, directory=out, label="train", after=sheets.draw)
     model.save(out / "teacher")
     _write_data_card(config, out)
     return finished

@@ -232,7 +232,7 @@ def test_perfect_readers_are_told_apart_without_an_interval_of_no_width(study: S
     score = score_study(study.key, files)
     assert score.pooled.accuracy.value == 1.0
     assert score.pooled.accuracy.low == pytest.approx(wilson(60, 60)[0])
-    assert score.pooled.verdict.startswith("told apart")
+    assert score.pooled.verdict.startswith("recognised")
     assert score.pooled.p_value is None
     assert score.kappa == pytest.approx(1.0)
 
