@@ -75,7 +75,7 @@ lint: $(DEV_ENV)/.ready
 
 docs: $(DOCS_ENV)/.ready
 	@echo "== documentation"
-	@$(DOCS_ENV)/bin/mkdocs build --quiet --strict --clean
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --quiet --strict --clean
 	@$(DOCS_ENV)/bin/python tests/check_site.py site
 
 wheel: $(DEV_ENV)/.ready

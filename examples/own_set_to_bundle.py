@@ -2,8 +2,8 @@
 
     python examples/own_set_to_bundle.py --data my_set/ --out my_run/ --iterations 3000
 
-Every stage is a `csg-edge` command that goes on where it was stopped; so does this script. With a few iterations it shows
-the way and makes noise; for images worth looking at, hours on a CPU: docs/training.md, docs/student.md.
+Every stage is a `csg-edge` command that goes on where it was stopped; so does this script. With a few iterations it
+shows the way and makes noise; images worth looking at take hours on a CPU: docs/training.md, docs/student.md.
 """
 
 from __future__ import annotations
