@@ -60,11 +60,11 @@ demo: $(DEMO_ENV)/.ready
 
 test: $(DEV_ENV)/.ready
 	@echo "== tests"
-	@$(DEV_ENV)/bin/python -m pytest -m "not slow" -n auto
+	@$(DEV_ENV)/bin/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(DEV_ENV)/.ready
 	@echo "== slow tests"
-	@$(DEV_ENV)/bin/python -m pytest -m slow -n auto
+	@$(DEV_ENV)/bin/python -m pytest -m slow -n auto --dist worksteal
 
 lint: $(DEV_ENV)/.ready
 	@echo "== ruff, mypy, import contracts"

@@ -94,15 +94,20 @@ def test_measures_of_images_notice_what_they_claim(name: str, pair: Pair) -> Non
     assert_noticed(name, claim, scores)
 
 
-def test_measures_of_features_notice_what_they_claim(pair: Pair, describe: Callable[[LabelledSet], Views]) -> None:
+def test_measures_of_features_notice_what_they_claim(
+    pair: Pair, describe: Callable[[LabelledSet], dict[str, Views]]
+) -> None:
     real, made = pair
-    views = describe(real)  # once: the encoder's pass over the images is what this test costs
-    scores = {}
+    by_real = describe(real)  # once for all: the passes over the images are what this test costs
+    scores: dict[str, dict[str, dict[str, float]]] = {source: {} for source in by_real}
     for damage, apply in {"none": lambda samples: samples, **DAMAGES}.items():
         damaged = apply(made)
-        scores[damage] = feature_measures(real, damaged, views, describe(damaged))
-    for name, claim in FEATURE_CLAIMS.items():
-        assert_noticed(name, claim, {damage: found[name] for damage, found in scores.items()})
+        for source, views in describe(damaged).items():
+            scores[source][damage] = feature_measures(real, damaged, by_real[source], views)
+    for source, found in scores.items():
+        for name, claim in FEATURE_CLAIMS.items():
+            values = {damage: figures[name] for damage, figures in found.items()}
+            assert_noticed(f"{name}, {source}", claim, values)
 
 
 @pytest.mark.slow
