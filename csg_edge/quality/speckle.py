@@ -71,9 +71,9 @@ def patch_statistics(patches: NDArray[np.uint8], *, dynamic_range_db: float = DY
     snr = envelope.mean(axis=(1, 2)) / envelope.std(axis=(1, 2))
     intensity = envelope**2
     nakagami = intensity.mean(axis=(1, 2)) ** 2 / intensity.var(axis=(1, 2))
-    correlation = _autocorrelation(_without_plane(grey))
-    axial = _full_width(correlation[:, :, 0])
-    lateral = _full_width(correlation[:, 0, :])
+    speckle = _without_plane(grey)
+    axial = _full_width(_autocorrelation(speckle.transpose(0, 2, 1)))
+    lateral = _full_width(_autocorrelation(speckle))
     return np.stack([snr, nakagami, axial, lateral], axis=1)
 
 
@@ -115,13 +115,12 @@ def speckle_figures(real: LabelledSet, generated: LabelledSet, *, rng: np.random
     order = np.argsort(pooled, axis=0)
     steps = np.diff(np.take_along_axis(pooled, order, axis=0), axis=0) / spread
 
-    def effects(a: Weights, b: Weights) -> NDArray[np.float64]:
+    def effect(columns: slice, a: Weights, b: Weights) -> float:
+        if not a.any() or not b.any():
+            return float("nan")
         # Area between the two weighted cumulative distributions, one a column.
         signed = np.concatenate([a / a.sum(), -b / b.sum()])
-        return np.asarray((np.abs(np.cumsum(signed[order], axis=0)[:-1]) * steps).sum(axis=0))
-
-    def effect(columns: slice, a: Weights, b: Weights) -> float:
-        return float(effects(a, b)[columns].mean()) if a.any() and b.any() else float("nan")
+        return float((np.abs(np.cumsum(signed[order[:, columns]], axis=0)[:-1]) * steps[:, columns]).sum(axis=0).mean())
 
     columns = {"all": slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(STATISTICS)}
     return {
@@ -140,13 +139,12 @@ def _without_plane(patches: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _autocorrelation(patches: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P, H, W) autocorrelation at non-negative lags, each divided by its overlap; 1 at lag 0."""
-    height, width = patches.shape[1:]
-    power = np.abs(np.fft.rfft2(patches, s=(2 * height, 2 * width))) ** 2
-    covariance = np.fft.irfft2(power, s=(2 * height, 2 * width))[:, :height, :width]
-    overlap = np.outer(np.arange(height, 0, -1), np.arange(width, 0, -1))
-    covariance /= overlap
-    return np.asarray(covariance / np.maximum(covariance[:, :1, :1], 1e-12))
+    """(P, H, W) -> (P, W) autocorrelation along the rows at lags from 0, each divided by its overlap; 1 at lag 0."""
+    width = patches.shape[2]
+    spectra = np.fft.rfft(patches, n=2 * width)
+    power = (spectra.real**2 + spectra.imag**2).sum(axis=1)
+    covariance = np.fft.irfft(power, n=2 * width)[:, :width] / np.arange(width, 0, -1)
+    return np.asarray(covariance / np.maximum(covariance[:, :1], 1e-12))
 
 
 def _full_width(profile: NDArray[np.float64]) -> NDArray[np.float64]:
