@@ -86,7 +86,7 @@ def main() -> None:
 
     real = read_real([arguments.data], MSK_SCHEMA, size=256)
     yardstick = Yardstick.prepare(real, load_evaluators(schema=MSK_SCHEMA), seed=0)
-    cases = plan_cases(real.held_out, count=len(real.held_out), seed=0)
+    cases = plan_cases(real.held_out, count=len(real.held_out), seed=0, spare=real.train)
     loop = LoopConfig(
         iterations=arguments.iterations, warmup=20, ema=0.98, decay=0.3, precision=choose_precision("auto", CPU)
     )

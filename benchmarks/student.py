@@ -86,7 +86,7 @@ def main() -> None:
 
     real = read_real([arguments.data], MSK_SCHEMA, size=256)
     yardstick = Yardstick.prepare(real, load_evaluators(schema=MSK_SCHEMA), seed=0)
-    cases = [plan_cases(real.held_out, count=len(real.held_out), seed=seed) for seed in SEEDS]
+    cases = [plan_cases(real.held_out, count=len(real.held_out), seed=seed, spare=real.train) for seed in SEEDS]
     pixels = not arguments.no_pixels
     control = {
         name: figure.value

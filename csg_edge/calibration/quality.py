@@ -84,7 +84,7 @@ class Judge:
             )
         reference = evaluators.describe(real.train)
         described = evaluators.describe(real.held_out).standardised(reference)
-        cases = plan_cases(real.held_out, count=images, seed=seed)
+        cases = plan_cases(real.held_out, count=images, seed=seed, spare=real.train)
         return cls(
             cases, real.held_out, described, reference, radial_log_spectra(real.held_out.images), evaluators, seed
         )

@@ -5,7 +5,7 @@ Batch k of seed s depends on (s, k) alone, so a resumed run sees exactly the bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions.contexts import ContextBank, style_of
-from csg_edge.datasets.augmentation import Look, draw_bend, draw_warp, warp
+from csg_edge.datasets.augmentation import Look, Maps, draw_bend, draw_warp, warp
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
 from csg_edge.errors import TrainingError
 from csg_edge.labels import NO_MASK, LabelSchema
 
 Image = NDArray[np.uint8]
+Geometry = Callable[[tuple[int, int], np.random.Generator], Maps]
 LOOK_ALIKES = 8
 """Images of other groups among which a context is drawn."""
 
@@ -47,17 +48,18 @@ def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]
 class BatchSource:
     """Draws batches from several labelled sets; `weights` is each set's share of the draws.
 
-    contexts: whether any are wanted. Without them they are black, nothing is looked at for which images are alike, and
+    geometry: how every second image is bent. contexts: whether any are wanted. Without them they are black, nothing is looked at for which images are alike, and
     a set may be of one group.
     """
 
     def __init__(
         self, sets: list[LabelledSet], weights: list[float], *, batch: int, dropout: float, seed: int,
-        contexts: bool = True,
+        contexts: bool = True, geometry: Geometry = draw_bend,
     ) -> None:  # fmt: skip
         if len({item.images.shape[1:] for item in sets}) != 1:
             raise TrainingError("training sets differ in image size; read them at one size")
         self.sets, self.batch_size, self.dropout, self.seed = sets, batch, dropout, seed
+        self.geometry = geometry
         self.shares = np.array(weights) / sum(weights)
         self.groups = [list(item.indices_by_group().values()) for item in sets]
         for item, groups in zip(sets, self.groups, strict=True):
@@ -97,7 +99,7 @@ class BatchSource:
 
         image, mask = data.images[index], data.masks[index]
         if random.random() < 0.5:  # the other half keeps every pixel
-            maps = draw_bend(shape, random)
+            maps = self.geometry(shape, random)
             image, mask = warp(image, maps), warp(mask, maps, labels=True)
         if random.random() < 0.5:
             image, mask = image[:, ::-1], mask[:, ::-1]

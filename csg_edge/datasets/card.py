@@ -87,7 +87,7 @@ def _split_card(source: FolderSet, split: str) -> dict[str, Any]:
         digest.update(image.tobytes())
         digest.update(mask.tobytes())
         shapes.append(image.shape)
-        counts = np.bincount(mask.ravel(), minlength=len(source.classes))
+        counts = np.bincount(mask.ravel(), minlength=256)[: len(source.classes)]  # what nobody labelled is left out
         pixels += counts
         images_with.update(np.flatnonzero(counts).tolist())
     heights, widths = (sorted(sides) for sides in zip(*shapes, strict=True))
@@ -97,7 +97,7 @@ def _split_card(source: FolderSet, split: str) -> dict[str, Any]:
         "height": [heights[0], heights[len(heights) // 2], heights[-1]],
         "width": [widths[0], widths[len(widths) // 2], widths[-1]],
         "classes": {
-            name: {"images": images_with[index], "pixel_share": round(float(pixels[index] / pixels.sum()), 6)}
+            name: {"images": images_with[index], "pixel_share": round(float(pixels[index] / max(pixels.sum(), 1)), 6)}
             for index, name in enumerate(source.classes.names)
         },
         "sha256": digest.hexdigest(),

@@ -17,7 +17,7 @@ from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.datasets.layouts import FolderSet, is_set, open_folder
 from csg_edge.datasets.packed import PackedSet, open_packed, packed_names
 from csg_edge.errors import InputError
-from csg_edge.labels import MSK_SCHEMA, LabelSchema
+from csg_edge.labels import MSK_SCHEMA, NO_MASK, LabelSchema
 
 Image = NDArray[np.uint8]
 
@@ -26,7 +26,8 @@ Image = NDArray[np.uint8]
 class LabelledSet:
     """Images with masks of one size, in one schema; `groups` says which images may share a subject.
 
-    images, masks: (N, H, W) uint8; names, groups: N strings; group names are unique over sets. contexts: (N, H, W)
+    images, masks: (N, H, W) uint8, masks NO_MASK where nobody labelled; names, groups: N strings; group names are unique
+    over sets. contexts: (N, H, W)
     uint8 for generated images, None for real ones; a generated image has the group of its mask. name: of the set, empty
     where several were joined. Raises InputError for sizes or numbers that do not fit together.
     """
@@ -178,9 +179,11 @@ def schema_of(roots: Sequence[Path]) -> LabelSchema:
 
 
 def class_table(source: FolderSet | PackedSet, schema: LabelSchema) -> NDArray[np.uint8]:
-    """Index in the schema for each of the set's own indices."""
+    """(256,) index in the schema for each of the set's own indices; NO_MASK stays what it is."""
     try:
-        return np.array([schema.index(name) for name in source.classes.names], dtype=np.uint8)
+        table = np.full(256, NO_MASK, np.uint8)
+        table[: len(source.classes)] = [schema.index(name) for name in source.classes.names]
+        return table
     except InputError as error:
         raise InputError(
             f"{source.path}: {error}; rename the class where the set names its classes, or use a model trained with "

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from csg_edge.conditions import dicom
 from csg_edge.conditions.files import IMAGE_SUFFIXES, read_context, read_mask
 from csg_edge.errors import InputError
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 
 MANIFEST, LABELS, GROUPS = "manifest.csv", "labels.json", "groups.csv"
 NNUNET, NNUNET_SPLITS, NNUNET_ENDINGS = "dataset.json", "splits_final.json", (".png", ".tif", ".tiff", ".bmp")
@@ -49,7 +49,10 @@ class Source:
 
 @dataclass(frozen=True)
 class FolderSet:
-    """A labelled folder; `classes` are the set's own, in the order of its mask indices."""
+    """A labelled folder; `classes` are the set's own, in the order of its mask indices.
+
+    partly_labelled: class 0 means that nobody labelled these pixels, not that none of the classes is there.
+    """
 
     path: Path
     layout: str
@@ -57,6 +60,7 @@ class FolderSet:
     examples: tuple[Example, ...]
     images: tuple[Source, ...]
     masks: tuple[Path, ...]
+    partly_labelled: bool = False
 
     @property
     def name(self) -> str:
@@ -65,7 +69,7 @@ class FolderSet:
     def read(self, position: int) -> tuple[Image, Image]:
         """Image and mask (H, W) uint8 of one example, at their own size, in the set's own classes.
 
-        Raises InputError for files that cannot be used, or an image and a mask of different size.
+        What nobody labelled is NO_MASK. Raises InputError for files that cannot be used, or an image and a mask of different size.
         """
         source, mask_path = self.images[position], self.masks[position]
         image = read_context(source.path, frame=source.frame)
@@ -74,6 +78,8 @@ class FolderSet:
             mask = dicom.crop_to_region(mask, source.path)
         if image.shape != mask.shape:
             raise InputError(f"{mask_path}: {mask.shape} mask for a {image.shape} image; export both at one size")
+        if self.partly_labelled:
+            mask = np.where(mask == 0, np.uint8(NO_MASK), mask)
         return image, mask
 
 
@@ -92,6 +98,8 @@ PUBLIC_SETS = {
     ),
     "usgra_nerve_vessel": PublicSet("masks", ("background", "nerve", "vessel")),
 }
+# One artery of several vessels; the bone surface where it was sure. Other sets say it in labels.json.
+PARTLY_LABELLED = {"ccaus_carotid", "ultrabones_lower_leg"}
 
 
 def is_set(directory: Path) -> bool:
@@ -129,7 +137,11 @@ def split_of(groups: Iterable[str]) -> dict[str, str]:
 def _read_manifest_set(directory: Path) -> FolderSet:
     """Rows without a mask are left out, as the public sets have them."""
     public = PUBLIC_SETS.get(directory.absolute().name)
-    classes = LabelSchema(public.names) if public else _read_classes(directory / LABELS)
+    if public:
+        classes, partly = LabelSchema(public.names), False
+    else:
+        classes, partly = _read_classes(directory / LABELS)
+        partly = partly or directory.absolute().name in PARTLY_LABELLED
     rows = _read_table(directory / MANIFEST)
     columns = rows[0].keys() if rows else ()
     key = "idx" if "idx" in columns else "name"
@@ -149,18 +161,18 @@ def _read_manifest_set(directory: Path) -> FolderSet:
     examples = tuple(Example(row[key], row["group"], row["split"]) for row in rows)
     return FolderSet(
         directory, MANIFEST, classes, examples,
-        tuple(images[item.name] for item in examples), tuple(masks[item.name] for item in examples),
+        tuple(images[item.name] for item in examples), tuple(masks[item.name] for item in examples), partly,
     )  # fmt: skip
 
 
 def _read_plain_set(directory: Path) -> FolderSet:
-    classes = _read_classes(directory / LABELS)
+    classes, partly = _read_classes(directory / LABELS)
     folder = next(directory / name for name in MASK_FOLDERS if (directory / name).is_dir())
     images, masks = _list_images(directory / "images"), _list_files(folder)
     # Seldom are all frames of a clip annotated: those without a mask are left out, unless none has one.
     clips = {source.path for name, source in images.items() if source.frame is not None and name in masks}
     images = {name: source for name, source in images.items() if name in masks or source.path not in clips}
-    return _pair(directory, "images and masks", classes, images, masks, masks_in=folder)
+    return replace(_pair(directory, "images and masks", classes, images, masks, masks_in=folder), partly_labelled=partly)
 
 
 def _read_nnunet_set(directory: Path) -> FolderSet:
@@ -285,14 +297,18 @@ def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
     return found
 
 
-def _read_classes(path: Path) -> LabelSchema:
+def _read_classes(path: Path) -> tuple[LabelSchema, bool]:
+    """Classes of labels.json, and whether it says `"partly_labelled": true`."""
     try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))["names"]
+        about = json.loads(path.read_text(encoding="utf-8-sig"))
+        names, partly = about["names"], about.get("partly_labelled", False)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError):
+        if not isinstance(partly, bool):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f'{path}: missing or unreadable; write {{"names": ["background", ...]}} there') from None
-    return _schema(names, path)
+    return _schema(names, path), partly
 
 
 def _schema(names: list[str], path: Path) -> LabelSchema:

@@ -131,15 +131,32 @@ def _cross_validate(
                 raise InputError("C2ST: a fold has one kind of image only; give more groups on each side")
             scores[repeat, test] = fit(train, test, repeat * folds + number)
     right = ((scores > 0) == labels).mean(axis=0)
+    accuracy = _balanced_accuracy(right[:count], right[count:], real_groups, generated_groups, seed=seed)
+    mean = scores.mean(axis=0)
+    return C2ST(accuracy, mean[:count], mean[count:])
+
+
+def c2st_of_scores(
+    real: NDArray[np.float64], generated: NDArray[np.float64], real_groups: Sequence[str],
+    generated_groups: Sequence[str], *, seed: int,
+) -> Figure:  # fmt: skip
+    """The accuracy on some of the images of a test that was trained on more of them, by its scores (see `C2ST`)."""
+    right = (real <= 0).astype(float), (generated > 0).astype(float)
+    return _balanced_accuracy(*right, real_groups, generated_groups, seed=seed)
+
+
+def _balanced_accuracy(
+    real: NDArray[np.float64], generated: NDArray[np.float64], real_groups: Sequence[str],
+    generated_groups: Sequence[str], *, seed: int,
+) -> Figure:  # fmt: skip
+    """(N,) how often each image was told right: the mean over both sets, each counting by half."""
 
     def balanced(a: Weights, b: Weights) -> float:
         if not a.any() or not b.any():
             return float("nan")
-        return float((a @ right[:count] / a.sum() + b @ right[count:] / b.sum()) / 2)
+        return float((a @ real / a.sum() + b @ generated / b.sum()) / 2)
 
-    accuracy = group_interval(balanced, real_groups, generated_groups, rng=np.random.default_rng(seed))
-    mean = scores.mean(axis=0)
-    return C2ST(accuracy, mean[:count], mean[count:])
+    return group_interval(balanced, real_groups, generated_groups, rng=np.random.default_rng(seed))
 
 
 def _network() -> nn.Sequential:

@@ -37,12 +37,15 @@ class Cases:
     """Inputs of the images to make: real masks of held-out groups, contexts of another held-out group, seeds.
 
     `wanted` holds the real images of the masks; the last `pairs` cases repeat the first ones under another seed.
+    partners: for each repeat the position of the case whose seed it has, one of another group and context but of the same
+    set, so that the two share the seed alone; -1 where there is none, and the seed is a new one.
     """
 
     wanted: LabelledSet
     contexts: LabelledSet
     seeds: tuple[int, ...]
     pairs: int
+    partners: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -75,16 +78,15 @@ class Reference(Protocol):
 def read_real(roots: Sequence[Path], schema: LabelSchema, *, size: int, split: str = "val") -> RealData:
     """Read every labelled set below `roots`, the train split and the split to judge on.
 
-    Raises InputError if a set lacks either split, knows other classes, or has one held-out group only.
+    Raises InputError if a set lacks either split, knows other classes, or has one group only.
     """
     train, held_out, sets = [], [], {}
     for directory in (directory for root in roots for directory in find_sets(root)):
         seen = read_set(directory, schema, split="train", size=size)
         judged = read_set(directory, schema, split=split, size=size)
-        if len(set(judged.groups)) < 2:
+        if len({*seen.groups, *judged.groups}) < 2:
             raise InputError(
-                f"{directory}: one group only in split {split!r}; a context must come from another group, "
-                "so put at least two groups there"
+                f"{directory}: one group only; a context must come from another group, so put at least two groups there"
             )
         train.append(seen)
         held_out.append(judged)
@@ -100,26 +102,39 @@ def set_of(group: str) -> str:
     return group.split("/")[0]
 
 
-def plan_cases(real: LabelledSet, *, count: int, seed: int) -> Cases:
+def plan_cases(real: LabelledSet, *, count: int, seed: int, spare: LabelledSet | None = None) -> Cases:
     """`count` cases that go round all held-out images, then up to PAIRS of the first again for diversity.
 
-    real: held-out images whose group names start with their set's name and a slash.
+    real: held-out images whose group names start with their set's name and a slash. spare: images whose contexts are
+    taken where a set has one held-out group only. Raises InputError where that is needed and not given.
     """
+    offered = real if spare is None else LabelledSet.join([real, spare])
     random = np.random.default_rng(seed)
     rounds = [random.permutation(len(real)) for _ in range(-(-count // len(real)))]
     order = np.concatenate(rounds)[:count]
-    sets = [set_of(group) for group in real.groups]
+    sets = np.array([set_of(group) for group in offered.groups])
+    groups = np.array(offered.groups)
     contexts = []
     for index in order:
-        others = [
-            other for other, group in enumerate(real.groups)
-            if group != real.groups[index] and sets[other] == sets[index]
-        ]  # fmt: skip
-        contexts.append(int(random.choice(others)))
+        others = np.flatnonzero((sets == sets[index]) & (groups != groups[index]))
+        held_out = others[others < len(real)]
+        if not len(others):
+            raise InputError(f"{sets[index]}: no image of another group as context; put at least two groups there")
+        contexts.append(int(random.choice(held_out if len(held_out) else others)))
     pairs = min(PAIRS, count)
+    seeds = [int(value) for value in random.integers(2**63, size=count + pairs)]
+    partners = []
+    for index in range(pairs):
+        apart = [
+            other for other in range(count)
+            if sets[order[other]] == sets[order[index]] and groups[order[other]] != groups[order[index]]
+            and groups[contexts[other]] != groups[contexts[index]]
+        ]  # fmt: skip
+        partners.append(int(random.choice(apart)) if apart else -1)
+        if apart:
+            seeds[count + index] = seeds[partners[index]]
     order, contexts = np.concatenate([order, order[:pairs]]), contexts + contexts[:pairs]
-    seeds = tuple(int(value) for value in random.integers(2**63, size=len(order)))
-    return Cases(real.take(order), real.take(contexts), seeds, pairs)
+    return Cases(real.take(order), offered.take(contexts), tuple(seeds), pairs, tuple(partners))
 
 
 def make_with_engine(generator: Generator, cases: Cases, *, label: str) -> LabelledSet:

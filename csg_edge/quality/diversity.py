@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from csg_edge.errors import InputError
 from csg_edge.quality.bootstrap import group_interval
 from csg_edge.quality.checks import Features
+from csg_edge.quality.memorisation import reduced
 from csg_edge.quality.record import Figure
 
 
@@ -43,6 +44,20 @@ def diversity_figure(distances: NDArray[np.float64], groups: Sequence[str], *, r
     if distances.ndim != 1 or len(distances) != len(groups):
         raise InputError(f"diversity: {distances.shape} distances, {len(groups)} groups; give one group a condition")
     return group_interval(lambda a: float(a @ distances / a.sum()), groups, rng=rng)
+
+
+def seed_likeness(
+    shared: tuple[NDArray[np.uint8], NDArray[np.uint8]], apart: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    groups: Sequence[str], *, rng: np.random.Generator,
+) -> Figure:  # fmt: skip
+    """How much more alike images of other masks and contexts are for having one seed; 0 is not at all, 1 the same image.
+
+    shared, apart: two pairs of (N, H, W) uint8 images, of which pair n of `shared` has one seed and nothing else in
+    common, pair n of `apart` nothing at all. The mean correlation of the first less that of the second, of images
+    band-passed to their structures (`memorisation.reduced`). groups: N, one a pair.
+    """
+    alike, unlike = (np.einsum("nij,nij->n", reduced(one), reduced(other)) for one, other in (shared, apart))
+    return group_interval(lambda a: float(a @ (alike - unlike) / a.sum()), groups, rng=rng)
 
 
 def _pairs(values: NDArray[Any]) -> Iterator[tuple[int, int]]:

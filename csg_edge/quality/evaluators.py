@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from csg_edge.datasets.labelled_set import Image, LabelledSet
 from csg_edge.errors import BundleError, InputError
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.quality.descriptors import joint_features, standardise
 from csg_edge.storage import write_json, written_whole
 
@@ -69,7 +69,8 @@ class Evaluators:
         """
         found = self._features(samples.images)
         joint = joint_features(samples, classes=len(self.schema))
-        return Described(found.embedding.numpy(), joint, torch.cat(found.statistics, 1).numpy())
+        style = torch.cat(found.statistics[:2], 1).numpy()
+        return Described(found.embedding.numpy(), joint, torch.cat(found.statistics, 1).numpy(), style)
 
     def style(self, images: Image) -> NDArray[np.float32]:
         """(N, D) channel means and deviations of the two shallow stages: texture and gain, hardly any anatomy."""
@@ -92,12 +93,14 @@ class Described:
     """Features of N images.
 
     embedding: (N, 64), of the images alone. joint: (N, J), of images with their masks. pyramid: (N, D), channel means
-    and deviations at every depth of the network, for the C2ST.
+    and deviations at every depth of the network, for the C2ST. style: (N, S), those of the two shallow stages as they
+    are, never in units of a reference.
     """
 
     embedding: NDArray[np.float32]
     joint: NDArray[np.float32]
     pyramid: NDArray[np.float32]
+    style: NDArray[np.float32]
 
     def standardised(self, reference: Described) -> Described:
         """In units of the reference's deviation around its mean; embeddings then as directions of length sqrt(D).
@@ -108,11 +111,13 @@ class Described:
             _direction(standardise(reference.embedding, self.embedding)[1]),
             standardise(reference.joint, self.joint)[1],
             standardise(reference.pyramid, self.pyramid)[1],
+            self.style,
         )
 
     def take(self, indices: NDArray[np.intp]) -> Described:
         """The features of the images at some positions."""
-        return Described(self.embedding[indices], self.joint[indices], self.pyramid[indices])
+        parts = (self.embedding, self.joint, self.pyramid, self.style)
+        return Described(*(part[indices] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -175,25 +180,27 @@ def _gaussian(width: float) -> Tensor:
     return line / line.sum()
 
 
-def make_segmenter(classes: int) -> nn.Module:
+def make_segmenter(classes: int, *, activation: str = "prelu") -> nn.Module:
     """A residual U-Net of 0.7 M parameters: (B, 1, H, W) grey in -1..1 -> (B, K, H, W) scores."""
-    return UNet(2, 1, classes, channels=(16, 32, 64, 128, 192), strides=(2, 2, 2, 2), num_res_units=1, norm="batch").to(
-        memory_format=torch.channels_last
-    )
+    return UNet(
+        2, 1, classes, channels=(16, 32, 64, 128, 192), strides=(2, 2, 2, 2), num_res_units=1, norm="batch",
+        act=activation,
+    ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
 def segmentation_loss(scores: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy plus Dice loss over the foreground classes that the batch holds.
 
-    (B, K, H, W) scores, (B, H, W) uint8 masks. A class that is nowhere in the batch has no Dice: counting it would
+    (B, K, H, W) scores, (B, H, W) uint8 masks; pixels of NO_MASK teach nothing. A class that is nowhere in the batch has no Dice: counting it would
     only teach the network to be silent about rare classes.
     """
-    entropy = F.cross_entropy(scores, masks.long())
-    present = [label for label in masks.unique().tolist() if label > 0]
+    known = masks != NO_MASK
+    entropy = F.cross_entropy(scores, masks.long(), ignore_index=NO_MASK)
+    present = [label for label in masks.unique().tolist() if 0 < label < NO_MASK]
     if not present:
         return entropy
-    chance = scores.softmax(1)[:, present]
-    wanted = F.one_hot(masks.long(), scores.shape[1]).movedim(-1, 1)[:, present]
+    chance = scores.softmax(1)[:, present] * known[:, None]
+    wanted = torch.stack([masks == label for label in present], 1)
     return entropy + DiceLoss(batch=True)(chance, wanted)
 
 

@@ -1,17 +1,23 @@
-"""Which figures an engine must reach, measured against the teacher and against real images.
+"""Which figures an engine must reach, measured against the teacher and against real images, pooled and in each set.
 
-The limits are those of the design (METHOD, "suggested gates"). A figure at the real-against-real control's own level
+The limits are those of the design (METHOD, "suggested gates"). Those of long-range structure are against real images
+alone: a student is not excused by a teacher that has the same fault. A figure at the real-against-real control's own level
 passes whatever the teacher's is: nothing is asked to be closer to real images than real images are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from csg_edge.quality.comparison import FULL_GROUPS, join_name, of_set, pooled, sets_of
 from csg_edge.quality.record import Figure, Gate, Subject
 
 MIN_GROUPS = 5  # fewer held-out groups cannot carry a judgement
 
+STRUCTURE_C2ST = 0.60  # of long-range structure alone, whatever the teacher's is
+COHERENCE_RANGE = (-0.3, 0.3)
+SPREAD_RANGE = (0.85, 1.15)
 KID_RATIO = 1.10
 C2ST_MARGIN = 0.05
 DICE_MARGIN = 0.02
@@ -23,29 +29,79 @@ MEMORISED = 0.10  # share nearer to a training image than 95 % of held-out real 
 
 
 def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[Gate]:
-    """Every gate for one engine; with no teacher, those that need one are listed as not judged."""
-    found, real = subject.figures, control.figures
-    groups = max((figure.groups for figure in real.values()), default=0)
+    """Every gate for one engine: of each set, worst set first, then of all sets together.
+
+    A gate of a set is named `kid/SET`. With no teacher, gates that need one are listed as not judged; a set with too few
+    held-out groups has one line that says so.
+    """
+    groups = max((figure.groups for figure in pooled(control.figures).values()), default=0)
     if groups < MIN_GROUPS:
         reason = f"only {groups} held-out groups, at least {MIN_GROUPS} are needed; add labelled subjects"
         return [Gate(subject.name, "all gates", None, "", None, reason)]
-    reference: Mapping[str, Figure] = teacher.figures if teacher else {}
+    others = teacher.figures if teacher else {}
+    together = _judge(
+        subject.name, pooled(subject.figures), pooled(others) if teacher else None, pooled(control.figures)
+    )
+    sets: dict[str, list[Gate]] = {}
+    for name in sets_of(subject.figures):
+        found, real = of_set(subject.figures, name), of_set(control.figures, name)
+        few = found["dice"].groups if "dice" in found else 0
+        if few < FULL_GROUPS:
+            reason = f"{few} held-out groups, at least {FULL_GROUPS} are needed to judge a set by itself"
+            sets[name] = [Gate(subject.name, join_name("all gates", name), None, "", None, reason, counts=False)]
+            continue
+        judged = _judge(subject.name, found, of_set(others, name) if teacher else None, real)
+        sets[name] = [replace(gate, name=join_name(gate.name, name)) for gate in judged]
+    return [gate for name in rank_sets(sets) for gate in sets[name]] + together
+
+
+def rank_sets(gates: Mapping[str, Sequence[Gate]]) -> list[str]:
+    """Sets by the share of their gates that failed, the worst first; those that were not judged come last."""
+
+    def key(name: str) -> tuple[float, str]:
+        judged = [gate for gate in gates[name] if gate.counts]
+        return (-sum(gate.passed is False for gate in judged) / len(judged) if judged else 1.0, name)
+
+    return sorted(gates, key=key)
+
+
+def _judge(
+    name: str, found: Mapping[str, Figure], teacher: Mapping[str, Figure] | None, real: Mapping[str, Figure]
+) -> list[Gate]:
+    reference: Mapping[str, Figure] = teacher or {}
     gates = [
-        _at_most_ratio(subject.name, "kid", found, reference, real, KID_RATIO),
-        _at_most_ratio(subject.name, "kid_joint", found, reference, real, KID_RATIO),
-        _at_most_ratio(subject.name, "spectrum_gap", found, reference, {}, SPECTRUM_RATIO),
-        _at_most_ratio(subject.name, "style_error", found, reference, {}, STYLE_RATIO),
+        _structure_test(name, found.get("c2st_structure")),
+        _range(name, "coherence_shift", found.get("coherence_shift"), COHERENCE_RANGE, "deviations of real"),
+        _range(name, "direction_spread", found.get("direction_spread"), SPREAD_RANGE, "x real"),
+        _at_most_ratio(name, "kid", found, reference, real, KID_RATIO),
+        _at_most_ratio(name, "kid_joint", found, reference, real, KID_RATIO),
+        _at_most_ratio(name, "spectrum_gap", found, reference, {}, SPECTRUM_RATIO),
+        _at_most_ratio(name, "style_error", found, reference, {}, STYLE_RATIO),
     ]
-    for name in ("c2st", "c2st_pixels"):
-        if name in found:
-            gates.append(_c2st(subject.name, name, found[name], reference.get(name)))
+    for test in ("c2st", "c2st_pixels"):
+        if test in found:
+            gates.append(_c2st(name, test, found[test], reference.get(test)))
     gates += [
-        _near_real(subject.name, found.get("dice"), real.get("dice")),
-        _diversity(subject.name, found.get("diversity"), reference.get("diversity")),
-        _context(subject.name, found.get("context_hit_rate")),
-        _memorised(subject.name, found.get("memorisation_rate"), reference.get("memorisation_rate")),
+        _near_real(name, found.get("dice"), real.get("dice")),
+        _diversity(name, found.get("diversity"), reference.get("diversity")),
+        _context(name, found.get("context_hit_rate")),
+        _memorised(name, found.get("memorisation_rate"), reference.get("memorisation_rate")),
     ]
     return gates
+
+
+def _structure_test(subject: str, figure: Figure | None) -> Gate:
+    if figure is None:
+        return Gate(subject, "c2st_structure", None, "", None, "not measured")
+    limit = STRUCTURE_C2ST
+    return Gate(subject, "c2st_structure", figure.value, f"<= {limit:.2f}", figure.value <= limit)
+
+
+def _range(subject: str, name: str, figure: Figure | None, limits: tuple[float, float], unit: str) -> Gate:
+    if figure is None:
+        return Gate(subject, name, None, "", None, "not measured")
+    low, high = limits
+    return Gate(subject, name, figure.value, f"{low:g} to {high:g} {unit}", low <= figure.value <= high)
 
 
 def _at_most_ratio(

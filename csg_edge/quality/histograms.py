@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
+from csg_edge.labels import NO_MASK
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import check_pair
 from csg_edge.quality.record import Figure
@@ -34,14 +35,19 @@ class HistogramGap:
 
 
 def class_histograms(samples: LabelledSet, *, classes: int) -> NDArray[np.float64]:
-    """(N, classes, 256) pixel counts. Raises InputError for a mask with an index outside the classes."""
-    top = int(samples.masks.max())
+    """(N, classes, 256) pixel counts, without what nobody labelled.
+
+    Raises InputError for a mask with an index outside the classes.
+    """
+    top = int(samples.masks[samples.masks != NO_MASK].max(initial=0))
     if top >= classes:
         raise InputError(f"histograms: a mask holds index {top}, the schema has {classes} classes; use one schema")
     return (
         np.stack(
             [
-                np.bincount(mask.ravel().astype(np.intp) * GREYS + image.ravel(), minlength=classes * GREYS)
+                np.bincount(
+                    mask.ravel().astype(np.intp) * GREYS + image.ravel(), minlength=GREYS * GREYS
+                )[: classes * GREYS]
                 for image, mask in zip(samples.images, samples.masks, strict=True)
             ]
         )
@@ -64,7 +70,15 @@ def histogram_gap(real: LabelledSet, generated: LabelledSet, *, classes: int, rn
     enough pixels in both sets.
     """
     check_pair(real, generated)
-    first, second = class_histograms(real, classes=classes), class_histograms(generated, classes=classes)
+    first, second = (class_histograms(samples, classes=classes) for samples in (real, generated))
+    return gap_of_counts(first, second, (real.groups, generated.groups), rng=rng)
+
+
+def gap_of_counts(
+    first: NDArray[np.float64], second: NDArray[np.float64], groups: Sequence[Sequence[str]], *, rng: np.random.Generator
+) -> HistogramGap:
+    """The same of two sets' pixel counts (N, classes, 256); groups: those of the images of both."""
+    classes = first.shape[1]
     pixels = np.stack([first.sum(axis=(0, 2)), second.sum(axis=(0, 2))])
     excluded: dict[int, str] = {}
     for index in range(classes):
@@ -85,7 +99,7 @@ def histogram_gap(real: LabelledSet, generated: LabelledSet, *, classes: int, rn
         return float(grey_distance(counts[0][seen], counts[1][seen]).mean()) if seen.any() else float("nan")
 
     def figure(columns: list[int]) -> Figure:
-        return group_interval(lambda a, b: distance(columns, a, b), real.groups, generated.groups, rng=rng, draws=300)
+        return group_interval(lambda a, b: distance(columns, a, b), *groups, rng=rng, draws=300)
 
     shares = [
         {index: np.asarray(total[index] / total[index].sum()) for index in kept}

@@ -10,22 +10,32 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval, split_groups
-from csg_edge.quality.c2st import C2ST, c2st_of_features, c2st_of_pixels
+from csg_edge.quality.c2st import C2ST, c2st_of_pixels, c2st_of_scores
 from csg_edge.quality.cases import Cases, RealData, set_of
-from csg_edge.quality.contrast import contrast_correlation
-from csg_edge.quality.distribution import frechet, gaussian_kernel, group_mmd, kid, polynomial_kernel
-from csg_edge.quality.diversity import diversity_figure, seed_distances, seed_feature_distances
+from csg_edge.quality.comparison import (
+    FULL_GROUPS,
+    class_figures,
+    compare_images,
+    dice_figure,
+    figures_by_set,
+    join_name,
+    structure_figures,
+)
+from csg_edge.quality.contrast import paired_contrasts, weighted_correlation
+from csg_edge.quality.diversity import diversity_figure, seed_distances, seed_feature_distances, seed_likeness
 from csg_edge.quality.evaluators import Described, Evaluators
-from csg_edge.quality.histograms import HistogramGap, histogram_gap
-from csg_edge.quality.memorisation import Memorisation, image_distances, memorisation, own_distances
+from csg_edge.quality.histograms import HistogramGap
+from csg_edge.quality.memorisation import CLOSEST, Memorisation, image_distances, memorisation, own_distances
 from csg_edge.quality.record import Figure, Subject
-from csg_edge.quality.segmentation import mean_dice
-from csg_edge.quality.speckle import speckle_figures
-from csg_edge.quality.spectrum import spectrum_figure
-from csg_edge.quality.style import ContextSimilarity, context_similarity
+from csg_edge.quality.structure import Structure, describe_structure
+from csg_edge.quality.style import ContextSimilarity, context_figures, context_similarity
+from csg_edge.quality.views import View, positions_by_set
 
 SPLITS = 8  # halvings of the real groups behind the control
-STAGES = 5  # how often `measure_generated` says what it does next
+QUICK_SPLITS = 3  # the same with the gates alone
+A_GROUP = 4  # images of a group that take part in the control of structure
+SCALE_IMAGES = 2  # train images of a group that set the scale of the features
+STAGES = 4  # how often `measure_generated` says what it does next
 
 Note = Callable[[str], None]
 
@@ -40,26 +50,41 @@ class Measured:
     memorisation: Memorisation | None = None
     style: ContextSimilarity | None = None
     tests: Mapping[str, C2ST] = field(default_factory=dict)
+    view: View | None = None
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every subject is measured with: the real images, their features, and the evaluators."""
+    """What every subject is measured with: the real images, what is known of each, and the evaluators."""
 
     real: RealData
     evaluators: Evaluators
-    reference: Described  # features of the train images: they set the scale of every feature
-    held_out: Described  # those of the held-out images, in that scale
+    reference: Described  # features of train images: they set the scale of every feature
+    view: View  # of the held-out images, in that scale
+    structure: Structure  # of some images of every group, held out or not: no network was trained for it
+    structure_groups: tuple[str, ...]
     to_train: NDArray[np.float32]  # distances of held-out to train images
     seed: int
 
     @classmethod
     def prepare(cls, real: RealData, evaluators: Evaluators, *, seed: int) -> Yardstick:
-        """Describe the real images once."""
-        reference = evaluators.describe(real.train)
-        held_out = evaluators.describe(real.held_out).standardised(reference)
+        """Look at the real images once."""
+        reference = evaluators.describe(_a_few(real.train, SCALE_IMAGES))
+        view = View.of(real.held_out, evaluators, reference)
+        every = _a_few(LabelledSet.join([real.train, real.held_out]), A_GROUP)
+        structure = describe_structure(every, classes=len(evaluators.schema))
         to_train = image_distances(real.held_out.images, real.train.images)
-        return cls(real, evaluators, reference, held_out, to_train, seed)
+        return cls(real, evaluators, reference, view, structure, every.groups, to_train, seed)
+
+    @property
+    def held_out(self) -> Described:
+        """Features of the held-out images."""
+        return self.view.described
+
+    @property
+    def full_sets(self) -> frozenset[str]:
+        """Sets with groups enough held out for every figure and gate."""
+        return _full(self.real.held_out.groups)
 
     def random(self, purpose: int) -> np.random.Generator:
         """A generator of its own for each purpose, so that leaving one figure out changes no other."""
@@ -69,32 +94,23 @@ class Yardstick:
 def measure_generated(
     name: str, kind: str, made: LabelledSet, cases: Cases, yardstick: Yardstick, *, pixels: bool, note: Note
 ) -> Measured:
-    """Every figure of generated images; `pixels` adds the C2ST that is trained on pixels."""
+    """Every figure of generated images, pooled and of each set; `pixels` adds the C2ST that is trained on pixels."""
     real, evaluators = yardstick.real, yardstick.evaluators
     samples = made.take(range(cases.single))
-    note("segmenting")
-    figures = {"dice": _dice(evaluators, samples, yardstick.random(0))}
-    figures["contrast_correlation"] = _contrast(samples, cases.wanted, yardstick.random(1))
-    note("distribution")
-    features = evaluators.describe(samples).standardised(yardstick.reference)
-    figures |= _distribution(yardstick.held_out, features, real.held_out.groups, samples.groups, yardstick)
-    note("spectrum, speckle, grey levels")
-    figures["spectrum_gap"] = spectrum_figure(real.held_out, samples, rng=yardstick.random(3))
-    speckle = speckle_figures(real.held_out, samples, rng=yardstick.random(4))
-    figures["speckle_gap"] = speckle["all"]
-    figures |= {f"speckle_{part}": figure for part, figure in speckle.items() if part != "all"}
-    histograms = histogram_gap(real.held_out, samples, classes=len(evaluators.schema), rng=yardstick.random(5))
-    figures["histogram_gap"] = histograms.mean
-    note("C2ST")
-    tests = {
-        "c2st": c2st_of_features(
-            yardstick.held_out.pyramid, features.pyramid, real.held_out.groups, samples.groups,
-            seed=yardstick.seed,
-        )
-    }  # fmt: skip
+    note("looking at every image")
+    view = View.of(samples, evaluators, yardstick.reference)
+    again = made.take(range(cases.single, len(made)))
+    repeated = evaluators.describe(again).standardised(yardstick.reference).embedding
+    note("comparing with real images, pooled and by set")
+    options = {"seed": yardstick.seed, "kernel": yardstick.held_out}
+    figures, tests, histograms = compare_images(yardstick.view, view, full=True, **options)  # type: ignore[arg-type]
+    figures |= figures_by_set(
+        yardstick.view, view, evaluators.schema, full=yardstick.full_sets, **options  # type: ignore[arg-type]
+    )  # fmt: skip
     if pixels:
+        note("C2ST on pixels")
         tests["c2st_pixels"] = c2st_of_pixels(real.held_out, samples, seed=yardstick.seed)
-    figures |= {test: found.accuracy for test, found in tests.items()}
+        figures["c2st_pixels"] = tests["c2st_pixels"].accuracy
     note("contexts, diversity, memorisation")
     style = context_similarity(
         samples,
@@ -102,131 +118,179 @@ def measure_generated(
         style=evaluators.style,
         strata=[set_of(group) for group in samples.groups],
         context_groups=cases.contexts.groups[: len(samples)],
+        image_styles=view.described.style,
     )
-    figures["context_hit_rate"], figures["style_error"] = style.above_shuffled, style.error
-    figures |= _diversity(made, cases, features.embedding, yardstick)
-    copies = memorisation(
-        image_distances(samples.images, real.train.images), yardstick.to_train, samples.groups, real.held_out.groups,
-        rng=yardstick.random(7),
+    own = _Own(
+        samples, again, cases, style, np.stack([view.described.embedding[: cases.pairs], repeated], 1),
+        image_distances(samples.images, real.train.images), yardstick, tests.get("c2st_pixels"),
     )  # fmt: skip
-    figures["memorisation_rate"], figures["memorisation_ratio"] = copies.near, copies.ratio
-    figures["context_copy_ratio"] = _context_copies(samples, cases, yardstick.random(8))
-    subject = Subject(name, kind, len(samples), figures)
-    return Measured(subject, samples, histograms, copies, style, tests)
+    parts = positions_by_set(samples.groups)
+    figures |= own.figures(np.arange(len(samples)), full=True)
+    for part, positions in parts.items():
+        found = own.figures(positions, full=part in yardstick.full_sets)
+        figures |= {join_name(figure, part): value for figure, value in found.items()}
+    copies = memorisation(
+        own.to_train, yardstick.to_train, samples.groups, real.held_out.groups, rng=yardstick.random(7)
+    )
+    return Measured(Subject(name, kind, len(samples), figures), samples, histograms, copies, style, tests, view)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What figures of the generated images need that compare them with their own conditions, seeds and training images."""
+
+    samples: LabelledSet
+    again: LabelledSet
+    cases: Cases
+    style: ContextSimilarity
+    pairs: NDArray[np.float32]  # (P, 2, D) features of the first images and of those under another seed
+    to_train: NDArray[np.float32]
+    yardstick: Yardstick
+    pixels: C2ST | None
+
+    def figures(self, positions: NDArray[np.intp], *, full: bool) -> dict[str, Figure]:
+        """Of the images at some positions; `full` adds those that need groups enough."""
+        yardstick, cases = self.yardstick, self.cases
+        part = self.samples.take(positions)
+        held_out = _members(yardstick.real.held_out.groups, part.groups)
+        real_groups = [yardstick.real.held_out.groups[index] for index in held_out]
+        contrasts = [
+            paired_contrasts(self.samples.images[index], cases.wanted.images[index], self.samples.masks[index])
+            for index in positions
+        ]
+        found = {
+            "contrast_correlation": group_interval(
+                lambda a: weighted_correlation(contrasts, a), part.groups, rng=yardstick.random(1), draws=200
+            ),
+            "context_copy_ratio": self._context_copies(positions),
+        }
+        style = self.style
+        found["context_hit_rate"], found["style_error"] = context_figures(
+            style.shares[positions], style.own[positions], style.others[positions], part.groups, rng=yardstick.random(6)
+        )
+        first = positions[positions < cases.pairs]
+        if len(first):
+            groups = [self.samples.groups[index] for index in first]
+            images = np.stack([self.samples.images[first], self.again.images[first]], 1)
+            found["diversity"] = diversity_figure(
+                seed_feature_distances(self.pairs[first]), groups, rng=yardstick.random(9)
+            )
+            found["diversity_pixels"] = diversity_figure(seed_distances(images), groups, rng=yardstick.random(10))
+        shared = [int(index) for index in first if cases.partners[index] >= 0]
+        if shared:
+            partners = [cases.partners[index] for index in shared]
+            others = self.samples.images[partners]
+            found["seed_likeness"] = seed_likeness(
+                (self.again.images[shared], others), (self.samples.images[shared], others),
+                [self.samples.groups[index] for index in shared], rng=yardstick.random(11),
+            )  # fmt: skip
+        if full and len(held_out) >= 1 / CLOSEST:
+            copies = memorisation(
+                self.to_train[positions], yardstick.to_train[held_out], part.groups, real_groups,
+                rng=yardstick.random(7),
+            )  # fmt: skip
+            found["memorisation_rate"], found["memorisation_ratio"] = copies.near, copies.ratio
+        if full and self.pixels is not None:
+            scores = self.pixels.real[held_out], self.pixels.generated[positions]
+            found["c2st_pixels"] = c2st_of_scores(*scores, real_groups, part.groups, seed=yardstick.seed)
+        return found
+
+    def _context_copies(self, positions: NDArray[np.intp]) -> Figure:
+        """Median distance of an image to its own context, over that of the mask's real image to the same context."""
+        contexts = self.cases.contexts.images[positions]
+        ours = own_distances(self.samples.images[positions], contexts).astype(np.float64)
+        theirs = own_distances(self.cases.wanted.images[positions], contexts).astype(np.float64)
+
+        def ratio(a: Weights) -> float:
+            return float((a @ ours) / (a @ theirs)) if a.any() else float("nan")
+
+        groups = [self.samples.groups[index] for index in positions]
+        return group_interval(ratio, groups, rng=self.yardstick.random(8))
 
 
 def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measured:
-    """Real against real: the held-out groups in two halves, over SPLITS halvings; Dice on all of them."""
-    held_out = yardstick.real.held_out
+    """Real against real: the groups in two halves, over several halvings; Dice on all held-out images.
+
+    Halved are the held-out groups, but for structure all groups, since nothing was trained for it.
+    """
     note("real against real")
-    figures = {"dice": _dice(yardstick.evaluators, held_out, yardstick.random(0))}
+    view, schema = yardstick.view, yardstick.evaluators.schema
+    figures = {"dice": dice_figure(view, seed=yardstick.seed)}
+    for name, positions in positions_by_set(view.groups).items():
+        part = view.take(positions)
+        if np.isfinite(part.dice).any():
+            figures[join_name("dice", name)] = dice_figure(part, seed=yardstick.seed)
     parts: dict[str, list[Figure]] = {}
-    for split in range(SPLITS):
-        first, second = _halves(held_out, yardstick.random(100 + split))
-        one, other = held_out.take(first), held_out.take(second)
-        halves = [yardstick.held_out.take(side) for side in (first, second)]
-        found = _distribution(halves[0], halves[1], one.groups, other.groups, yardstick)
-        found["spectrum_gap"] = spectrum_figure(one, other, rng=yardstick.random(3))
-        found["speckle_gap"] = speckle_figures(one, other, rng=yardstick.random(4))["all"]
-        found["histogram_gap"] = histogram_gap(
-            one, other, classes=len(yardstick.evaluators.schema), rng=yardstick.random(5)
-        ).mean
-        found["c2st"] = c2st_of_features(
-            halves[0].pyramid, halves[1].pyramid, one.groups, other.groups, seed=yardstick.seed
-        ).accuracy
+    for split in range(SPLITS if pixels else QUICK_SPLITS):
+        one, other = (view.take(half) for half in _halves(view.groups, yardstick.random(100 + split)))
+        options = {"seed": yardstick.seed, "kernel": yardstick.held_out, "structure": False}
+        found, _, _ = compare_images(one, other, full=True, **options)  # type: ignore[arg-type]
+        found |= figures_by_set(one, other, schema, full=yardstick.full_sets, **options)  # type: ignore[arg-type]
+        found = {name: figure for name, figure in found.items() if name.split("/")[0] != "dice"}
+        found |= _structure_control(yardstick, yardstick.random(200 + split))
         if pixels and split == 0:  # the slow one: once
-            found["c2st_pixels"] = c2st_of_pixels(one, other, seed=yardstick.seed).accuracy
+            found["c2st_pixels"] = c2st_of_pixels(one.samples, other.samples, seed=yardstick.seed).accuracy
         for name, figure in found.items():
             parts.setdefault(name, []).append(figure)
     figures |= {name: _mean(found) for name, found in parts.items()}
-    return Measured(Subject("real against real", "control", len(held_out), figures), held_out)
+    return Measured(Subject("real against real", "control", len(view.groups), figures), view.samples)
 
 
-def _halves(samples: LabelledSet, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Positions of two halves without a common group, each set halved for itself.
+def _structure_control(yardstick: Yardstick, rng: np.random.Generator) -> dict[str, Figure]:
+    """Structure of one half of all groups against the other, pooled, by set and by class."""
+    every, schema, seed = yardstick.structure, yardstick.evaluators.schema, yardstick.seed
+    halves = _halves(yardstick.structure_groups, rng)
+    groups = [[yardstick.structure_groups[index] for index in half] for half in halves]
+    one, other = (every.take(half) for half in halves)
+    figures, _ = structure_figures(one, other, (groups[0], groups[1]), seed=seed, full=True)
+    full = _full(yardstick.structure_groups)
+    ours = positions_by_set(groups[1])
+    for name, positions in positions_by_set(groups[0]).items():
+        if name not in full:
+            continue
+        first, second = one.take(positions), other.take(ours[name])
+        names = [groups[0][index] for index in positions], [groups[1][index] for index in ours[name]]
+        found, _ = structure_figures(first, second, names, seed=seed, full=True)
+        found |= class_figures(first, second, names, schema, seed=seed, full=True)
+        for figure, value in found.items():
+            key, *rest = figure.split("/")
+            figures[join_name(key, name, *rest)] = value
+    return figures
+
+
+def _halves(groups: Sequence[str], rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Positions of two halves without a common group, each set halved for itself; a set of one group is left out.
 
     A half with more nerves and one with more muscles would differ, and rightly so.
     """
     halves: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
-    sets = np.array([set_of(group) for group in samples.groups])
-    for name in sorted(set(sets)):
-        members = np.flatnonzero(sets == name)
-        parts = split_groups([samples.groups[index] for index in members], rng=rng)
-        for half, part in zip(halves, parts, strict=True):
-            half.append(members[part])
+    for members in positions_by_set(groups).values():
+        names = [groups[index] for index in members]
+        if len(set(names)) > 1:
+            for half, part in zip(halves, split_groups(names, rng=rng), strict=True):
+                half.append(members[part])
     return np.concatenate(halves[0]), np.concatenate(halves[1])
 
 
-def _distribution(
-    real: Described, generated: Described,
-    real_groups: Sequence[str], generated_groups: Sequence[str], yardstick: Yardstick,
-) -> dict[str, Figure]:  # fmt: skip
-    figures = {}
-    for suffix, one, other, scale in (
-        ("", real.embedding, generated.embedding, yardstick.held_out.embedding),
-        ("_joint", real.joint, generated.joint, yardstick.held_out.joint),
-    ):
-        rng = yardstick.random(2)
-        figures[f"kid{suffix}"] = group_mmd(
-            one, other, real_groups, generated_groups, kernel=polynomial_kernel, rng=rng
-        )
-        figures[f"mmd{suffix}"] = group_mmd(
-            one, other, real_groups, generated_groups,
-            kernel=gaussian_kernel(scale), rng=rng,
-        )  # fmt: skip
-        subsets = kid(one, other, seed=yardstick.seed)
-        note = f"torchmetrics, subsets of {subsets.subset_size}; takes near-duplicates for independent images"
-        figures[f"kid_subsets{suffix}"] = Figure(subsets.mean, note=note)
-        figures[f"frechet{suffix}"] = Figure(
-            frechet(one, other), note=f"torchmetrics; biased upwards by {len(one)} and {len(other)} images"
-        )
-    return figures
+def _full(groups: Sequence[str]) -> frozenset[str]:
+    names = [set_of(group) for group in set(groups)]
+    return frozenset(name for name in names if names.count(name) >= FULL_GROUPS)
 
 
-def _dice(evaluators: Evaluators, samples: LabelledSet, rng: np.random.Generator) -> Figure:
-    values = mean_dice(evaluators.segment(samples.images), samples.masks)
-    judged = np.flatnonzero(np.isfinite(values))
-    found = values[judged]
-    figure = group_interval(lambda a: float(a @ found / a.sum()), [samples.groups[index] for index in judged], rng=rng)
-    left_out = len(values) - len(judged)
-    note = f"{left_out} images without a class large enough" if left_out else ""
-    return Figure(figure.value, figure.low, figure.high, figure.groups, "; ".join(filter(None, (figure.note, note))))
+def _a_few(samples: LabelledSet, count: int) -> LabelledSet:
+    """At most `count` images of each group, evenly over it."""
+    kept = [
+        members[index]
+        for members in samples.indices_by_group().values()
+        for index in np.unique(np.linspace(0, len(members) - 1, count).round().astype(int))
+    ]
+    return samples.take(kept)
 
 
-def _contrast(samples: LabelledSet, wanted: LabelledSet, rng: np.random.Generator) -> Figure:
-    triples = list(zip(samples.images, wanted.images[: len(samples)], samples.masks, strict=True))
-
-    def correlation(a: Weights) -> float:
-        drawn = [triple for triple, times in zip(triples, a, strict=True) for _ in range(int(times))]
-        return contrast_correlation(drawn)
-
-    return group_interval(correlation, samples.groups, rng=rng, draws=50)
-
-
-def _diversity(
-    made: LabelledSet, cases: Cases, embedding: NDArray[np.float32], yardstick: Yardstick
-) -> dict[str, Figure]:
-    again = made.take(range(cases.single, len(made)))
-    first = made.take(range(cases.pairs))
-    repeated = yardstick.evaluators.describe(again).standardised(yardstick.reference).embedding
-    pairs = np.stack([first.images, again.images], 1)
-    features = np.stack([embedding[: cases.pairs], repeated], 1)
-    return {
-        "diversity": diversity_figure(seed_feature_distances(features), first.groups, rng=yardstick.random(9)),
-        "diversity_pixels": diversity_figure(seed_distances(pairs), first.groups, rng=yardstick.random(10)),
-    }
-
-
-def _context_copies(samples: LabelledSet, cases: Cases, rng: np.random.Generator) -> Figure:
-    """Median distance of an image to its own context, over that of the mask's real image to the same context."""
-    contexts = cases.contexts.images[: len(samples)]
-    ours = own_distances(samples.images, contexts).astype(np.float64)
-    theirs = own_distances(cases.wanted.images[: len(samples)], contexts).astype(np.float64)
-
-    def ratio(a: Weights) -> float:
-        return float((a @ ours) / (a @ theirs)) if a.any() else float("nan")
-
-    return group_interval(ratio, samples.groups, rng=rng)
+def _members(groups: Sequence[str], like: Sequence[str]) -> NDArray[np.intp]:
+    """Positions of the images whose sets occur among `like`."""
+    wanted = {set_of(group) for group in like}
+    return np.flatnonzero([set_of(group) in wanted for group in groups])
 
 
 def _mean(figures: Sequence[Figure]) -> Figure:
@@ -234,11 +298,15 @@ def _mean(figures: Sequence[Figure]) -> Figure:
     lows = [figure.low for figure in figures if figure.low is not None]
     highs = [figure.high for figure in figures if figure.high is not None]
     note = f"mean over {len(figures)} halvings" if len(figures) > 1 else "one halving"
+    values = [figure.value for figure in figures]
     whole = len(lows) == len(highs) == len(figures)
+    if not whole and len(figures) > 2:  # too few groups a half to resample them
+        note = f"mean and range over {len(figures)} halvings"
+        lows, highs, whole = [min(values)], [max(values)], True
     return Figure(
-        float(np.mean([figure.value for figure in figures])),
+        float(np.mean(values)),
         float(np.mean(lows)) if whole else None,
         float(np.mean(highs)) if whole else None,
         min(figure.groups for figure in figures),
-        "; ".join(filter(None, (note, figures[0].note))),
+        note if note.startswith("mean and range") else "; ".join(filter(None, (note, figures[0].note))),
     )

@@ -59,16 +59,16 @@ def image_distances(images: NDArray[np.uint8], references: NDArray[np.uint8]) ->
     CELLS x CELLS. Raises InputError for constant images or different sizes.
     """
     _check_sizes(images, references)
-    fixed = _reduced(references).reshape(len(references), -1)
+    fixed = reduced(references).reshape(len(references), -1)
     result = np.empty((len(images), len(references)), np.float32)
     shifts = [(r, c) for r in range(-REACH, REACH + 1) for c in range(-REACH, REACH + 1)]
     for start in range(0, len(images), _STEP):
-        reduced = _reduced(images[start : start + _STEP])
+        small = reduced(images[start : start + _STEP])
         forms = [
-            np.roll(side, shift, axis=(1, 2)) for side in (reduced, reduced[:, :, ::-1]) for shift in shifts
-        ]  # the taper of _reduced leaves nothing at the borders for np.roll to carry round
+            np.roll(side, shift, axis=(1, 2)) for side in (small, small[:, :, ::-1]) for shift in shifts
+        ]  # the taper of reduced leaves nothing at the borders for np.roll to carry round
         moved = np.stack(forms).reshape(-1, fixed.shape[1])
-        correlation = (moved @ fixed.T).reshape(len(forms), len(reduced), -1)
+        correlation = (moved @ fixed.T).reshape(len(forms), len(small), -1)
         result[start : start + _STEP] = 1 - correlation.max(axis=0)
     return result
 
@@ -146,7 +146,7 @@ def memorisation(
     )
 
 
-def _reduced(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def reduced(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N, CELLS, CELLS): band-passed between about 1 and 6 cells, tapered at the borders, of unit norm."""
     ramp = np.clip((np.arange(CELLS) - REACH + 0.5) / 6, 0, 1)
     edge = np.minimum(ramp, ramp[::-1])

@@ -15,11 +15,45 @@ class Metric(NamedTuple):
 
 
 def describe_metric(name: str) -> Metric:
-    """The entry of METRICS; for a figure without one, its name in words."""
-    return METRICS.get(name, Metric(name.replace("_", " "), "", "", ""))
+    """The entry of METRICS, of a set's or a class's figure too; for a figure without one, its name in words."""
+    first, _, rest = name.partition("/")
+    found = METRICS.get(first, Metric(first.replace("_", " "), "", "", ""))
+    return found._replace(title=f"{found.title}, {rest.replace('/', ', ').replace('_', ' ')}") if rest else found
 
 
 METRICS: dict[str, Metric] = {
+    "c2st_structure": Metric(
+        "C2ST accuracy by structure",
+        "0 to 1",
+        "near 0.5",
+        "Classifier two-sample test on long-range structure alone: how far orientations agree in windows of 4 to 64 "
+        "pixels, how long and straight bright ridges are. Sees broken fascia planes and short, wavy fascicles.",
+    ),
+    "coherence_shift": Metric(
+        "Coherence",
+        "deviations of real",
+        "near 0",
+        "How far the fibres of one neighbourhood (16 pixels) agree in direction, less what they do in real images; "
+        "below 0 means broken, wavy structures.",
+    ),
+    "direction_spread": Metric(
+        "Spread of direction",
+        "ratio to real",
+        "near 1",
+        "How much the direction of fibres differs within an image; below 1 means that all run one way, mostly level.",
+    ),
+    "direction_gap": Metric(
+        "Gap of direction",
+        "degrees",
+        "lower",
+        "How far fibres must turn, on average, for their directions to be distributed as in real images.",
+    ),
+    "ridge_length": Metric(
+        "Length of bright ridges",
+        "ratio to real",
+        "near 1",
+        "Length of fascicles, septa and fascia planes, against that in real images.",
+    ),
     "dice": Metric(
         "Dice of the masks",
         "0 to 1",
@@ -131,6 +165,13 @@ METRICS: dict[str, Metric] = {
         "near teacher",
         "The same as the mean absolute difference of pixels.",
     ),
+    "seed_likeness": Metric(
+        "Likeness by the seed",
+        "correlation",
+        "near 0",
+        "How much more alike images of different masks and contexts are when they share a seed; above 0 means that "
+        "the noise decides where structures lie.",
+    ),
     "memorisation_ratio": Metric(
         "Distance to training images",
         "ratio",
@@ -151,11 +192,29 @@ METRICS: dict[str, Metric] = {
         "Distance to the context image, over that of the mask's real image to the same context; well below 1 means "
         "that the context's structures are copied.",
     ),
-    "usefulness_dice": Metric(
-        "Usefulness (Dice)",
+    "usefulness_real": Metric(
+        "Dice, trained on real images",
         "0 to 1",
         "higher",
-        "Dice on untouched real images of a segmenter trained with these images.",
+        "Dice on untouched real images of a segmenter trained on real ones with classical augmentation.",
+    ),
+    "usefulness_both": Metric(
+        "Dice, trained on real and generated images",
+        "0 to 1",
+        "higher",
+        "The same with one half generated images in every batch.",
+    ),
+    "usefulness_synthetic": Metric(
+        "Dice, trained on generated images",
+        "0 to 1",
+        "higher",
+        "The same with generated images alone.",
+    ),
+    "usefulness_gain": Metric(
+        "Gain in Dice by generated images",
+        "Dice",
+        "higher",
+        "Trained on both less trained on real images; an interval above 0 means that the images help.",
     ),
 }
 """By the name that a figure has in the record; in the order in which a report lists them."""

@@ -11,7 +11,7 @@ from typing import Any
 from csg_edge.errors import InputError
 from csg_edge.storage import write_json
 
-FORMAT = 2  # 1 had other names for the C2ST accuracy and the memorisation rate
+FORMAT = 3  # 2 had figures of all sets together only; 1 also other names for the C2ST accuracy
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Gate:
-    """One line of judgement; `passed` is None where it could not be judged, which is never a pass."""
+    """One line of judgement, `name/SET` for one set; `passed` is None where it could not be judged, never a pass."""
 
     subject: str
     name: str
@@ -48,6 +48,7 @@ class Gate:
     limit: str  # as a person reads it: "<= 0.0123 (1.10 x teacher)"
     passed: bool | None
     reason: str = ""
+    counts: bool = True  # False for a line that says why something has no gate: it is no failure and no pass
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Record:
     @property
     def passed(self) -> bool:
         """Whether every gate passed; a gate that could not be judged has not."""
-        return bool(self.gates) and all(gate.passed for gate in self.gates)
+        judged = [gate for gate in self.gates if gate.counts]
+        return bool(judged) and all(gate.passed for gate in judged)
 
     def write(self, path: Path) -> None:
         """Write JSON, whole or not at all."""

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.quality import pages, plots
+from csg_edge.quality.comparison import join_name, pooled, sets_of
+from csg_edge.quality.gates import rank_sets
 from csg_edge.quality.metrics_table import METRICS, describe_metric
-from csg_edge.quality.record import Figure, Gate, Record
+from csg_edge.quality.record import Figure, Gate, Record, Subject
 
 Image = NDArray[np.uint8]
 Values = NDArray[np.floating[Any]]
@@ -106,22 +108,58 @@ def summary_lines(record: Record) -> list[str]:
 
 def verdict(record: Record) -> str:
     """The whole validation in one line."""
-    failed = sum(gate.passed is False for gate in record.gates)
-    open_gates = sum(gate.passed is None for gate in record.gates)
-    total = len(record.gates)
+    counted = [gate for gate in record.gates if gate.counts]
+    failed = sum(gate.passed is False for gate in counted)
+    open_gates = sum(gate.passed is None for gate in counted)
+    total = len(counted)
     if not total:
         return "Not judged: no gates were set"
     if not failed and not open_gates:
         return f"Passed: all {total} gates" if total > 1 else "Passed: the one gate"
     parts = [f"{failed} of {total} gates failed"] if failed else []
     parts += [f"{open_gates} of {total} could not be judged"] if open_gates else []
+    parts += [f"worst set {worst}"] if failed and (worst := _worst_set(record)) else []
     return ("Failed: " if failed else "Not judged: ") + ", ".join(parts)
+
+
+def _worst_set(record: Record) -> str:
+    """Name of the set with the largest share of failed gates, with how many; empty where no set failed."""
+    sets: dict[str, list[Gate]] = {}
+    for gate in record.gates:
+        if "/" in gate.name and gate.counts:
+            sets.setdefault(gate.name.split("/")[1], []).append(gate)
+    ranked = rank_sets(sets)
+    failed = [sum(gate.passed is False for gate in sets[name]) for name in ranked]
+    return f"{ranked[0]} ({failed[0]} of {len(sets[ranked[0]])})" if ranked and failed[0] else ""
+
+
+def _tables(record: Record, subjects: Sequence[Subject]) -> list[tuple[str, list[tuple[str, list[Figure | None]]]]]:
+    """(title, rows) of a table for each set, in the order of the gates and so the worst first, then of all together."""
+    names = list(dict.fromkeys(gate.name.split("/")[1] for gate in record.gates if "/" in gate.name))
+    names += [name for subject in subjects for name in sets_of(subject.figures) if name not in names]
+    tables = []
+    for name in dict.fromkeys(names):
+        figures = []
+        for subject in subjects:
+            parts = {key: key.split("/") for key in subject.figures}
+            figures.append(
+                {
+                    join_name(part[0], *part[2:]): subject.figures[key]
+                    for key, part in parts.items()
+                    if len(part) > 1 and part[1] == name
+                }
+            )
+        tables.append((name, _metric_rows(figures)))
+    rows = _metric_rows([pooled(subject.figures) for subject in subjects])
+    return [*tables, ("All sets together" if tables else "", rows)] if rows else tables
 
 
 def _page(record: Record, pictures: Pictures) -> str:
     from markupsafe import Markup
 
-    subjects = sorted(record.subjects, key=lambda subject: ORDER.get(subject.kind, len(ORDER)))
+    ordered = sorted(record.subjects, key=lambda subject: ORDER.get(subject.kind, len(ORDER)))
+    subjects = [subject for subject in ordered if subject.kind != "usefulness"]
+    useful = [subject for subject in ordered if subject.kind == "usefulness"]
     names = [subject.name for subject in subjects]
     controls = [subject.name for subject in subjects if subject.kind == "control"]
     sources = [*pictures.spectra, *(name for part in _parts(pictures) for name in part)]
@@ -136,7 +174,9 @@ def _page(record: Record, pictures: Pictures) -> str:
         state="passed" if record.passed else "failed" if any(gate.passed is False for gate in record.gates) else "open",
         gates=[(gate, _word(gate)) for gate in record.gates],
         subjects=subjects,
-        metrics=_metric_rows([subject.figures for subject in subjects]),
+        tables=_tables(record, subjects),
+        usefulness=useful,
+        useful_metrics=[name for name, _ in _metric_rows([subject.figures for subject in useful])],
         notes=_figure_notes(record),
         sheets=_sheets(pictures),
         legend=_legend(pictures),
@@ -189,9 +229,10 @@ def _typeset(value: float | None) -> str:
 
 
 def _metric_rows(figures: Sequence[Mapping[str, Figure]]) -> list[tuple[str, list[Figure | None]]]:
-    """(metric, its figure per subject) in the order of METRICS, unknown ones last."""
+    """(metric, its figure per subject) in the order of METRICS, each before those of its classes, unknown ones last."""
     present = list(dict.fromkeys(name for found in figures for name in found))
-    ordered = [name for name in METRICS if name in present] + [name for name in present if name not in METRICS]
+    place = {name: number for number, name in enumerate(METRICS)}
+    ordered = sorted(present, key=lambda name: place.get(name.split("/")[0], len(place)))
     return [(name, [found.get(name) for found in figures]) for name in ordered]
 
 
@@ -201,7 +242,7 @@ def _figure_notes(record: Record) -> dict[str, str]:
     for subject in record.subjects:
         for name, figure in subject.figures.items():
             if figure.note:
-                found.setdefault(figure.note, {})[describe_metric(name).title] = None
+                found.setdefault(figure.note, {})[describe_metric(name.split("/")[0]).title] = None
     return {note: ", ".join(titles) for note, titles in found.items()}
 
 

@@ -15,7 +15,7 @@ Classes thinner than a patch (aponeurosis, small nerves) are never seen, nor are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
+from csg_edge.labels import NO_MASK
 from csg_edge.quality.bootstrap import Weights, group_interval
 from csg_edge.quality.checks import check_images, check_pair
 from csg_edge.quality.record import Figure
@@ -49,12 +50,19 @@ class SpeckleStatistics:
     positions: NDArray[np.intp]
     patches: int
 
+    def take(self, indices: NDArray[np.intp]) -> SpeckleStatistics:
+        """Those of the images at some positions, which are counted anew; `patches` stays that of the whole set."""
+        place = {int(index): number for number, index in enumerate(indices)}
+        kept = [row for row, position in enumerate(self.positions) if int(position) in place]
+        positions = np.array([place[int(self.positions[row])] for row in kept], np.intp)
+        return SpeckleStatistics(self.values[kept], positions, self.patches)
+
 
 def homogeneous_patches(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(P, PATCH, PATCH) patches of a (H, W) image that lie in one class and are not clipped; P may be 0."""
     kernel = np.ones((PATCH + 2 * MARGIN,) * 2, np.uint8)
     # Outside the image counts as the same class: a patch may touch the image's border.
-    pure = cv2.erode(mask, kernel) == cv2.dilate(mask, kernel)
+    pure = (cv2.erode(mask, kernel) == cv2.dilate(mask, kernel)) & (mask != NO_MASK)
     half = PATCH // 2
     rows, columns = np.nonzero(pure[half : -half + 1 : _STRIDE, half : -half + 1 : _STRIDE])
     windows = np.lib.stride_tricks.sliding_window_view(image, (PATCH, PATCH))
@@ -104,13 +112,18 @@ def speckle_figures(real: LabelledSet, generated: LabelledSet, *, rng: np.random
     for images of different sizes or without homogeneous patches.
     """
     check_pair(real, generated)
-    first, second = speckle_statistics(real), speckle_statistics(generated)
+    groups = real.groups, generated.groups
+    return speckle_effects(speckle_statistics(real), speckle_statistics(generated), groups, rng=rng)
+
+
+def speckle_effects(
+    first: SpeckleStatistics, second: SpeckleStatistics, groups: Sequence[Sequence[str]], *, rng: np.random.Generator
+) -> Mapping[str, Figure]:
+    """The same of two sets' statistics; groups: those of all images of both, with homogeneous patches or without."""
     values = [np.log(first.values), np.log(second.values)]
     # The least spread, 1 % of the value, keeps a set of near-identical images from dividing by nothing.
     spread = np.maximum(1.4826 * np.median(np.abs(values[0] - np.median(values[0], axis=0)), axis=0), 0.01)
-    groups = [
-        [samples.groups[index] for index in found.positions] for samples, found in ((real, first), (generated, second))
-    ]
+    kept = [[names[index] for index in found.positions] for names, found in zip(groups, (first, second), strict=True)]
     pooled = np.concatenate(values)
     order = np.argsort(pooled, axis=0)
     steps = np.diff(np.take_along_axis(pooled, order, axis=0), axis=0) / spread
@@ -124,7 +137,7 @@ def speckle_figures(real: LabelledSet, generated: LabelledSet, *, rng: np.random
 
     columns = {"all": slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(STATISTICS)}
     return {
-        name: group_interval(partial(effect, chosen), *groups, rng=rng, draws=500) for name, chosen in columns.items()
+        name: group_interval(partial(effect, chosen), *kept, rng=rng, draws=500) for name, chosen in columns.items()
     }
 
 

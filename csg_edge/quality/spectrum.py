@@ -6,6 +6,7 @@ A one-dimensional summary of the two-dimensional spectrum, as used to tell gener
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,16 @@ def spectrum_gap(real: Spectra, generated: Spectra) -> float:
 def spectrum_figure(real: LabelledSet, generated: LabelledSet, *, rng: np.random.Generator) -> Figure:
     """`spectrum_gap` with its interval over groups, in nats. Raises InputError for images of different sizes."""
     check_pair(real, generated)
-    first, second = radial_log_spectra(real.images), radial_log_spectra(generated.images)
+    groups = real.groups, generated.groups
+    return spectra_figure(radial_log_spectra(real.images), radial_log_spectra(generated.images), groups, rng=rng)
+
+
+def spectra_figure(
+    first: Spectra, second: Spectra, groups: Sequence[Sequence[str]], *, rng: np.random.Generator
+) -> Figure:
+    """The same of two sets' spectra (N, bins); groups: those of the images of both."""
 
     def gap(a: Weights, b: Weights) -> float:
         return float(np.abs(a @ first / a.sum() - b @ second / b.sum()).mean())
 
-    return group_interval(gap, real.groups, generated.groups, rng=rng)
+    return group_interval(gap, *groups, rng=rng)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.errors import InputError
-from csg_edge.quality.bootstrap import Weights, group_interval
-from csg_edge.quality.checks import check_features, check_images
+from csg_edge.quality.bootstrap import group_interval
+from csg_edge.quality.checks import Features, check_features, check_images
 from csg_edge.quality.descriptors import DescribeImages, standardise, style_features
 from csg_edge.quality.record import Figure
 
@@ -27,12 +27,14 @@ class ContextSimilarity:
     """above_shuffled: share of (image, other context) pairs in which the own context is nearer; 0.5 is ignoring it.
 
     error: mean style distance to the own context in units of the mean distance to others; 1 is ignoring it.
-    shares: (N,) of each image, for the report.
+    shares: (N,) of each image. own, others: (N,) style distance of each image to its context, and its mean to others.
     """
 
     above_shuffled: Figure
     error: Figure
     shares: NDArray[np.float64]
+    own: NDArray[np.float64]
+    others: NDArray[np.float64]
 
 
 def context_similarity(
@@ -42,13 +44,14 @@ def context_similarity(
     style: DescribeImages = style_features,
     strata: Sequence[str] | None = None,
     context_groups: Sequence[str] | None = None,
+    image_styles: Features | None = None,
 ) -> ContextSimilarity:
     """Compare every image with its own context and with every different one of the set.
 
     strata: N strings, such as the public set of each image: only contexts of one stratum are compared, since telling
     two scanners apart is no merit. context_groups: N strings, the group of each image's context: those of its own group
     are not compared, since even real images of that group are nearer to another of it than to this one as often as
-    not. Raises InputError for images without contexts, or where no other context is left to
+    not. image_styles: (N, D) what `style` says of the images, where it is known already. Raises InputError for images without contexts, or where no other context is left to
     compare with.
     """
     if generated.contexts is None:
@@ -61,7 +64,7 @@ def context_similarity(
     others = _comparable(own.ravel(), len(pictures), strata or [""] * len(generated), context_groups)
     contexts = style(pictures.reshape(-1, *generated.contexts.shape[1:]))
     check_features(contexts, what="style features of the contexts")
-    images = style(generated.images)
+    images = style(generated.images) if image_styles is None else image_styles
     check_features(images, what="style features of the images")
     contexts, images = standardise(contexts, images)
     gaps = images[:, None].astype(np.float64) - contexts[None]
@@ -70,15 +73,18 @@ def context_similarity(
     nearer = (mine[:, None] < distances) + 0.5 * (mine[:, None] == distances)
     shares = nearer.mean(axis=1, where=others)
     foreign = distances.mean(axis=1, where=others)
+    above, error = context_figures(shares, mine, foreign, generated.groups, rng=rng)
+    return ContextSimilarity(above, error, shares, mine, foreign)
 
-    def share(a: Weights) -> float:
-        return float(a @ shares / a.sum())
 
-    def error(a: Weights) -> float:
-        return float(a @ mine / (a @ foreign))
-
-    return ContextSimilarity(
-        group_interval(share, generated.groups, rng=rng), group_interval(error, generated.groups, rng=rng), shares
+def context_figures(
+    shares: NDArray[np.float64], own: NDArray[np.float64], others: NDArray[np.float64], groups: Sequence[str], *,
+    rng: np.random.Generator,
+) -> tuple[Figure, Figure]:  # fmt: skip
+    """`above_shuffled` and `error` of some images by their (N,) values of ContextSimilarity."""
+    return (
+        group_interval(lambda a: float(a @ shares / a.sum()), groups, rng=rng),
+        group_interval(lambda a: float(a @ own / (a @ others)), groups, rng=rng),
     )
 
 

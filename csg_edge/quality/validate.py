@@ -22,10 +22,11 @@ from csg_edge.errors import InputError
 from csg_edge.generation.doctor import processor_name
 from csg_edge.generation.generator import Generator
 from csg_edge.generation.loading import load
+from csg_edge.labels import NO_MASK
 from csg_edge.noise import check_seed
 from csg_edge.progress import Progress
-from csg_edge.quality.bootstrap import group_interval
 from csg_edge.quality.cases import Cases, RealData, Reference, fingerprint, make_with_engine, plan_cases, read_real
+from csg_edge.quality.comparison import FULL_GROUPS
 from csg_edge.quality.evaluators import LIMITS, SHIPPED, load_evaluators
 from csg_edge.quality.gates import judge
 from csg_edge.quality.measure import STAGES, Measured, Yardstick, measure_control, measure_generated
@@ -103,7 +104,7 @@ def validate(settings: Settings, out: Path) -> Validation:
     with clock.stage("reading"):
         evaluators = load_evaluators(settings.evaluators, schema=bundle.manifest.schema)
         real = read_real(settings.data, bundle.manifest.schema, size=height, split=settings.split)
-        cases = plan_cases(real.held_out, count=settings.images, seed=settings.seed)
+        cases = plan_cases(real.held_out, count=settings.images, seed=settings.seed, spare=real.train)
         borrowed = _borrow(settings.reference, cases) if settings.reference else None
         # What cannot be read or run is refused before the minutes that follow.
         key = settings.teacher.key if settings.teacher else ""
@@ -158,7 +159,7 @@ def write_study(settings: Settings, count: int, out: Path) -> Study:
     bundle = read_bundle(find_bundle(settings.bundle))
     real = read_real(settings.data, bundle.manifest.schema, size=bundle.manifest.image_size[0], split=settings.split)
     # More than are shown, so that pairs can be matched.
-    cases = plan_cases(real.held_out, count=max(2 * count, len(real.held_out)), seed=settings.seed)
+    cases = plan_cases(real.held_out, count=max(2 * count, len(real.held_out)), seed=settings.seed, spare=real.train)
     with _open(settings.bundle, settings.targets[0] if settings.targets else "auto", settings.steps[0]) as generator:
         made = make_with_engine(generator, cases, label="study")
     return make_study(real.held_out, made.take(range(cases.single)), out, count=count, seed=settings.seed)
@@ -230,7 +231,7 @@ def _borrow(path: Path, cases: Cases) -> Subject:
 
 
 def _usefulness(settings: Settings, engine: tuple[str, int], real: RealData, table: Path) -> list[Subject]:
-    from csg_edge.quality.usefulness import ARMS, UsefulnessConfig, measure_usefulness
+    from csg_edge.quality.usefulness import UsefulnessConfig, measure_usefulness, usefulness_subjects
 
     config = UsefulnessConfig()
     with _open(settings.bundle, *engine) as generator:
@@ -240,18 +241,7 @@ def _usefulness(settings: Settings, engine: tuple[str, int], real: RealData, tab
             for root in settings.data for directory in find_sets(root)
         ]  # fmt: skip
         scores = measure_usefulness(generator, train, real.held_out, config, table=table)
-    subjects = []
-    for fraction in config.fractions:
-        for number, arm in enumerate(ARMS):
-            found = [score for score in scores if score.arm == arm and score.fraction == fraction]
-            dice = np.array([score.dice for score in found])
-            figure = group_interval(
-                lambda a, dice=dice: float(a @ dice / a.sum()), [score.group for score in found],
-                rng=np.random.default_rng([settings.seed, number]),
-            )  # fmt: skip
-            name = f"segmenter trained on {arm}, {fraction:.0%} of the groups"
-            subjects.append(Subject(name, "usefulness", len(found), {"usefulness_dice": figure}))
-    return subjects
+    return usefulness_subjects(scores, seed=settings.seed)
 
 
 def _note(label: str, stages: int) -> Callable[[str], None]:
@@ -278,9 +268,19 @@ def _environment(bundle: Bundle, evaluators: dict[str, str]) -> dict[str, object
 
 
 def _limits(real: RealData, bundle: Bundle) -> list[str]:
-    seen = set(np.unique(real.held_out.masks).tolist())
+    seen = set(np.unique(real.held_out.masks).tolist()) - {NO_MASK}
     absent = [name for index, name in enumerate(bundle.manifest.labels) if index not in seen]
     lines = [f"{len(real.held_out)} held-out real images of {real.groups} groups: intervals are over groups."]
+    few = [
+        f"{name} ({counts['held_out_groups']})"
+        for name, counts in real.sets.items()
+        if counts["held_out_groups"] < FULL_GROUPS
+    ]
+    if few:
+        lines.append(
+            f"Sets with fewer than {FULL_GROUPS} held-out groups have no gate of their own, no C2ST and no KID: "
+            f"{', '.join(few)}. Where only one group is held out, contexts come from train groups."
+        )
     if absent:
         lines.append(f"No held-out image shows {', '.join(absent)}: nothing here was measured about them.")
     return lines

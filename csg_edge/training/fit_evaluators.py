@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.datasets.labelled_set import Image, LabelledSet, find_sets, read_set, splits_of
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.quality.evaluators import (
     EMBEDDING,
     Encoder,
@@ -30,7 +30,7 @@ from csg_edge.quality.evaluators import (
     save_evaluators,
     segmentation_loss,
 )
-from csg_edge.quality.segmentation import dice_by_image
+from csg_edge.quality.segmentation import dice_by_image, known_labels
 from csg_edge.training.device import autocast
 from csg_edge.training.loop import LoopConfig, fit, load_checkpoint, start
 
@@ -43,7 +43,7 @@ class FitConfig:
 
     data: tuple[Path, ...]
     image_size: int = 256
-    segmenter_iterations: int = 2600
+    segmenter_iterations: int = 3000
     encoder_iterations: int = 500
     seed: int = 0
     precision: str = "fp32"
@@ -109,7 +109,8 @@ def _train(
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             module.reset_parameters()
-    shares = [1.0] * len(sets)
+    # Between sets as between groups (see BatchSource): a set of five clips would else be a sixth of all that is learned.
+    shares = [len(set(item.groups)) ** 0.5 for item in sets]
     source = BatchSource(sets, shares, batch=loop.batch, dropout=0.0, seed=loop.seed, contexts=False)
     state = start(network, loop)
     if (directory / "checkpoint.safetensors").exists():
@@ -128,7 +129,8 @@ def _train(
 
 def _segmentation_loss(network: nn.Module) -> Callable[[Image, Image, int], Tensor]:
     def loss(images: Image, masks: Image, iteration: int) -> Tensor:
-        return segmentation_loss(network(grey_levels(torch.from_numpy(images))), torch.from_numpy(masks))
+        known = torch.from_numpy(known_labels(masks))
+        return segmentation_loss(network(grey_levels(torch.from_numpy(images))), known)
 
     return loss
 
@@ -139,6 +141,7 @@ def _encoder_loss(heads: EncoderHeads, loop: LoopConfig) -> Callable[[Image, Ima
         damaged = [damage(image, random) for image in images]
         grey = grey_levels(torch.from_numpy(np.stack([image for image, _ in damaged])))
         amounts = torch.from_numpy(np.stack([amount for _, amount in damaged]))
+        masks = np.where(masks == NO_MASK, np.uint8(0), masks)
         areas = F.one_hot(torch.from_numpy(masks).flatten(1).long(), heads.content[1].out_features).float().mean(1)
         with autocast(torch.device("cpu"), loop.precision):
             embedding = heads.encoder(grey).embedding

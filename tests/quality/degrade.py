@@ -101,3 +101,100 @@ def _moved(picture: Image, rows: int, columns: int) -> Image:
     down = np.clip(np.arange(height) - rows, 0, height - 1)
     right = np.clip(np.arange(width) - columns, 0, width - 1)
     return np.asarray(picture[down[:, None], right])
+
+
+def shuffle_tiles(samples: LabelledSet, *, tile: int = 32, rng: np.random.Generator) -> LabelledSet:
+    """Tiles change places with others of the same main class: the texture of each class stays, what runs through goes."""
+
+    def shuffle(image: Image, mask: Image) -> NDArray[np.float32]:
+        places = _tiles(image, tile)
+        counts = [np.bincount(mask[place].ravel(), minlength=256) for place in places]
+        main = np.array([count.argmax() if count.max() > 0.9 * tile**2 else 256 for count in counts])
+        order = np.arange(len(places))
+        for index in np.unique(main[main < 256]):  # a tile of several classes stays, or greys would leave their class
+            order[main == index] = rng.permutation(order[main == index])
+        tiles = _padded_tiles(image, places)
+        return _laid(image.shape, places, [tiles[other] for other in order])
+
+    return _each_with_mask(samples, shuffle)
+
+
+def mirror_tiles(samples: LabelledSet, *, tile: int = 32) -> LabelledSet:
+    """Every other tile mirrored left to right, as on a chessboard: fibres that rise fall there."""
+
+    def mirror(image: Image, _: Image) -> NDArray[np.float32]:
+        places = _tiles(image, tile)
+        columns = image.shape[1] // tile
+        tiles = _padded_tiles(image, places)
+        odd = [(index // columns + index % columns) % 2 for index in range(len(places))]
+        laid = [part[:, ::-1] if turned else part for part, turned in zip(tiles, odd, strict=True)]
+        return _laid(image.shape, places, laid)
+
+    return _each_with_mask(samples, mirror)
+
+
+def scramble_phase(samples: LabelledSet, *, label: int, rng: np.random.Generator) -> LabelledSet:
+    """One class replaced by noise of its own power spectrum and grey levels: streaks without a course."""
+
+    def scramble(image: Image, mask: Image) -> NDArray[np.float32]:
+        grey = image.astype(np.float32)
+        inside = mask == label
+        if inside.sum() < 1000:
+            return grey
+        # A soft border, since a sharp one is a structure of its own.
+        window = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 3) * inside
+        mean = float((window * grey).sum() / window.sum())
+        coarse = cv2.GaussianBlur(np.where(inside, grey, mean), (0, 0), 24)
+        spectrum = np.fft.fft2((grey - coarse) * window)
+        phases = np.angle(np.fft.fft2(rng.normal(size=grey.shape)))
+        noise = np.fft.ifft2(np.abs(spectrum) * np.exp(1j * phases)).real[inside]
+        made = grey.copy()
+        ranked = np.empty(int(inside.sum()), np.float32)
+        order = np.argsort(noise)
+        ranked[order] = np.sort((grey - coarse)[inside])
+        made[inside] = ranked + coarse[inside]
+        return made
+
+    return _each_with_mask(samples, scramble)
+
+
+_SEAM = 4  # pixels: tiles are laid over each other by so much and blended, as a cut edge would be a structure of its own
+
+
+def _tiles(image: Image, tile: int) -> list[tuple[slice, slice]]:
+    rows, columns = (range(0, side - tile + 1, tile) for side in image.shape)
+    return [(slice(row, row + tile), slice(column, column + tile)) for row in rows for column in columns]
+
+
+def _padded_tiles(image: Image, places: list[tuple[slice, slice]]) -> list[NDArray[np.float32]]:
+    wide = cv2.copyMakeBorder(image.astype(np.float32), _SEAM, _SEAM, _SEAM, _SEAM, cv2.BORDER_REFLECT_101)
+    return [wide[rows.start : rows.stop + 2 * _SEAM, columns.start : columns.stop + 2 * _SEAM] for rows, columns in places]
+
+
+def _laid(
+    shape: tuple[int, ...], places: list[tuple[slice, slice]], tiles: list[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Tiles at their places. In a seam both are shown with weights whose squares add to 1, so that no grain is lost."""
+    height, width = shape
+    total = np.zeros((height + 2 * _SEAM, width + 2 * _SEAM), np.float32)
+    mean, weights, powers = total.copy(), total.copy(), total.copy()
+    side = tiles[0].shape[0]
+    ramp = np.minimum((np.arange(side) + 0.5) / (2 * _SEAM), 1).astype(np.float32)
+    ramp = np.minimum(ramp, ramp[::-1])
+    weight = np.outer(ramp, ramp)
+    for (rows, columns), part in zip(places, tiles, strict=True):
+        place = slice(rows.start, rows.start + side), slice(columns.start, columns.start + side)
+        low = cv2.GaussianBlur(part, (0, 0), _STRUCTURE_SIGMA)
+        mean[place] += weight * low
+        total[place] += weight * (part - low)
+        weights[place] += weight
+        powers[place] += weight**2
+    made = mean / np.maximum(weights, 1e-6) + total / np.sqrt(np.maximum(powers, 1e-6))
+    return np.asarray(made[_SEAM:-_SEAM, _SEAM:-_SEAM])
+
+
+def _each_with_mask(
+    samples: LabelledSet, change: Callable[[Image, Image], NDArray[np.float32]]
+) -> LabelledSet:
+    changed = [change(image, mask) for image, mask in zip(samples.images, samples.masks, strict=True)]
+    return samples.with_images(np.rint(np.clip(np.stack(changed), 0, 255)).astype(np.uint8))
