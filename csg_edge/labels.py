@@ -50,5 +50,5 @@ MSK_SCHEMA = LabelSchema(
 """Musculoskeletal schema shared by the phantom, the two public sets and the shipped bundle."""
 
 NO_MASK = 255
-"""A mask says nothing at pixels of this value (nobody labelled them); a mask of it everywhere is no mask: the model is left
-to its context."""
+"""A mask says nothing at pixels of this value (nobody labelled them); a mask of it everywhere is no mask: the model is
+left to its context."""

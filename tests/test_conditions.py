@@ -94,9 +94,18 @@ def test_no_mask_is_an_array_of_255_but_never_a_file(tmp_path: Path) -> None:
     assert check_mask(nothing, MSK_SCHEMA, name="mask") is nothing
     # A binary mask that happens to be full would pass for none in silence.
     assert_mask_refused(saved(tmp_path / "m.png", nothing), "255 everywhere", "give --mask none")
-    nothing[0, 0] = 1
-    with pytest.raises(InputError, match="class index 255 is outside the schema"):
-        check_mask(nothing, MSK_SCHEMA, name="mask")
+
+
+def test_255_says_nothing_of_its_pixels_unless_it_is_white_on_black(tmp_path: Path) -> None:
+    mask = np.full((8, 8), NO_MASK, np.uint8)
+    mask[0, 0] = 8
+    assert check_mask(mask, MSK_SCHEMA, name="mask") is mask
+    assert np.array_equal(read_mask(saved(tmp_path / "partly.png", mask), MSK_SCHEMA), mask)
+    mask[0, 0] = 0
+    assert_mask_refused(saved(tmp_path / "binary.png", mask), "only 0 and 255", "save class indices, 0..9")
+    mask[0, 0] = 10
+    with pytest.raises(InputError, match="class index 10 is outside the schema"):
+        check_mask(mask, MSK_SCHEMA, name="mask")
 
 
 @pytest.mark.parametrize("cut", [8, 20, 33, 60, len(PNG) // 2, len(PNG) - 12, len(PNG) - 1])

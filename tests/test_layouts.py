@@ -14,10 +14,12 @@ from dicom_files import tissue_region, write_dicom
 from numpy.typing import NDArray
 
 from csg_edge.conditions.files import write_png
+from csg_edge.datasets.card import set_card
 from csg_edge.datasets.labelled_set import find_sets, read_set, schema_of, splits_of
 from csg_edge.datasets.layouts import VAL_SHARE, open_folder, split_of
+from csg_edge.datasets.packing import pack_sets
 from csg_edge.errors import InputError
-from csg_edge.labels import MSK_SCHEMA, LabelSchema
+from csg_edge.labels import MSK_SCHEMA, NO_MASK, LabelSchema
 
 NAMES = [f"case{index}" for index in range(6)]
 MASK = np.repeat(np.array([[0, 1, 2, 2]], np.uint8), 4, axis=0).repeat(8, axis=0).repeat(8, axis=1)  # (32, 32)
@@ -165,6 +167,32 @@ def test_splits_do_not_move_when_groups_are_added() -> None:
 @pytest.mark.parametrize("groups", [["a", "b"], ["b", "c"], ["x1", "x2", "x3"], ["p", "q"]])
 def test_each_split_has_a_group(groups: list[str]) -> None:
     assert set(split_of(groups).values()) == {"train", "val"}
+
+
+def test_what_nobody_labelled_is_neither_background_nor_counted(tmp_path: Path) -> None:
+    whole, partly = plain_set(tmp_path / "whole"), plain_set(tmp_path / "partly")
+    (partly / "labels.json").write_text(
+        json.dumps({"names": ["background", "bone", "tendon"], "partly_labelled": True})
+    )
+    split = next(iter(splits_of(partly)))
+    masks = {path: read_set(path, MSK_SCHEMA, split=split, size=32).masks for path in (whole, partly)}
+    assert set(np.unique(masks[whole])) == {0, 7, 8} and set(np.unique(masks[partly])) == {7, 8, NO_MASK}
+    assert np.array_equal(masks[whole] == 0, masks[partly] == NO_MASK)
+    card = set_card(open_folder(partly), [split])["splits"][split]
+    assert card["classes"]["background"]["images"] == 0
+    assert sum(found["pixel_share"] for found in card["classes"].values()) == pytest.approx(1)
+    pack_sets([partly], tmp_path / "p.safetensors", size=32, splits=[split], limit=10**6)
+    packed = read_set(tmp_path / "p.safetensors" / "partly", MSK_SCHEMA, split=split, size=32)
+    assert np.array_equal(packed.masks, masks[partly])
+    (partly / "labels.json").write_text(json.dumps({"names": ["background", "bone", "tendon"], "partly_labelled": 1}))
+    with pytest.raises(InputError, match="missing or unreadable"):
+        open_folder(partly)
+
+
+@pytest.mark.parametrize(("name", "partly"), [("ccaus_carotid", True), ("timtrack_muscle", False)])
+def test_public_sets_with_few_labels_are_known(real_data: Path, name: str, partly: bool) -> None:
+    data = read_set(real_data / name, MSK_SCHEMA, split="val", size=64)
+    assert (data.masks == NO_MASK).any() == partly and (data.masks != NO_MASK).any()
 
 
 def test_the_classes_of_sets(tmp_path: Path) -> None:

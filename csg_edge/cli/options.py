@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from csg_edge.bundle.manifest import Bundle
 
 FOLDER = click.Path(path_type=Path)
-QUALITY_EXTRA = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "matplotlib", "jinja2")
+QUALITY_EXTRA = ("torch", "safetensors", "monai", "torchmetrics", "sklearn", "scipy", "skimage", "matplotlib", "jinja2")
 
 
 class Seed(click.types.IntParamType):

@@ -43,14 +43,28 @@ from csg_edge.cli.options import (
 @click.option("--usefulness", is_flag=True, help="Also train segmenters with and without synthetic images (an hour).")
 @click.option("--evaluators", type=FOLDER, default=None, help="Evaluators fitted to your own data.")
 @click.option("--turing", type=int, default=None, help="Write a blinded reader study of N images to --out instead.")
+@click.option(
+    "--register",
+    type=FOLDER,
+    default=None,
+    help="Draw the cases of a study of --turing N images once, into this file; no image is made.",
+)
+@click.option(
+    "--registered",
+    type=FOLDER,
+    default=None,
+    is_flag=False,
+    flag_value="shipped",
+    help="Write the study of registered cases to --out: of a file, or without one those shipped.",
+)
 @click.option("--score", type=FOLDER, default=None, help="Score a reader study: its key.json; answers as arguments.")
 @json_option
 @click.argument("answers", nargs=-1, type=FOLDER)
 def validate(
     bundle: str, targets: tuple[str, ...], steps: str, data: tuple[Path, ...], out: Path | None, teacher: Path | None,
     guidance: float, reference: Path | None, images: int | None, split: str, seed: int, gates_only: bool,
-    usefulness: bool, evaluators: Path | None, turing: int | None, score: Path | None, as_json: bool,
-    answers: tuple[Path, ...],
+    usefulness: bool, evaluators: Path | None, turing: int | None, register: Path | None, registered: Path | None,
+    score: Path | None, as_json: bool, answers: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Are the images good? Exits with 1 unless every gate passed.
 
@@ -64,7 +78,9 @@ def validate(
         return
     if answers:
         raise click.UsageError(f"{answers[0]}: unexpected argument; answers belong to --score KEY")
-    if not data or out is None:
+    if register is not None and (turing is None or registered is not None):
+        raise click.UsageError("--register: give --turing N with it, the images of the study, and no --registered")
+    if not data or (out is None and register is None):
         raise click.UsageError("give --data (a labelled set) and --out (a folder to write)")
     from csg_edge.bundle.manifest import find_bundle, read_manifest
     from csg_edge.quality import validate as validation
@@ -78,8 +94,20 @@ def validate(
         images=images if images is not None else validation.GATE_IMAGES if gates_only else validation.FULL_IMAGES,
         split=split, seed=seed, gates_only=gates_only, usefulness=usefulness, evaluators=evaluators or SHIPPED,
     )  # fmt: skip
-    if turing is not None:
-        study = validation.write_study(settings, turing, out)
+    if register is not None and turing is not None:
+        click.echo(
+            f"{turing} cases registered in {register}: sha256 {validation.register_study(settings, turing, register)}"
+        )
+        return
+    assert out is not None
+    if turing is not None or registered is not None:
+        if registered is None:
+            study = validation.write_study(settings, turing or 0, out)
+        else:
+            from csg_edge.quality.registered import SHIPPED as SHIPPED_STUDY
+
+            file = SHIPPED_STUDY if str(registered) == "shipped" else registered
+            study = validation.write_registered(settings, file, out)
         for line in study.notes:
             click.echo(line)
         click.echo(f"study of {study.images} images in {out}: hand out index.html, keep key.json")

@@ -48,8 +48,8 @@ def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]
 class BatchSource:
     """Draws batches from several labelled sets; `weights` is each set's share of the draws.
 
-    geometry: how every second image is bent. contexts: whether any are wanted. Without them they are black, nothing is looked at for which images are alike, and
-    a set may be of one group.
+    geometry: how every second image is bent. contexts: whether any are wanted. Without them they are black, nothing is
+    looked at for which images are alike, and a set may be of one group.
     """
 
     def __init__(

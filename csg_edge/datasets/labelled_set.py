@@ -26,10 +26,10 @@ Image = NDArray[np.uint8]
 class LabelledSet:
     """Images with masks of one size, in one schema; `groups` says which images may share a subject.
 
-    images, masks: (N, H, W) uint8, masks NO_MASK where nobody labelled; names, groups: N strings; group names are unique
-    over sets. contexts: (N, H, W)
-    uint8 for generated images, None for real ones; a generated image has the group of its mask. name: of the set, empty
-    where several were joined. Raises InputError for sizes or numbers that do not fit together.
+    images, masks: (N, H, W) uint8, masks NO_MASK where nobody labelled; names, groups: N strings; group names are
+    unique over sets. contexts: (N, H, W) uint8 for generated images, None for real ones; a generated image has the
+    group of its mask. name: of the set, empty where several were joined. Raises InputError for sizes or numbers that do
+    not fit together.
     """
 
     images: Image

@@ -69,7 +69,8 @@ class FolderSet:
     def read(self, position: int) -> tuple[Image, Image]:
         """Image and mask (H, W) uint8 of one example, at their own size, in the set's own classes.
 
-        What nobody labelled is NO_MASK. Raises InputError for files that cannot be used, or an image and a mask of different size.
+        What nobody labelled is NO_MASK. Raises InputError for files that cannot be used, or an image and a mask of
+        different size.
         """
         source, mask_path = self.images[position], self.masks[position]
         image = read_context(source.path, frame=source.frame)
@@ -172,7 +173,9 @@ def _read_plain_set(directory: Path) -> FolderSet:
     # Seldom are all frames of a clip annotated: those without a mask are left out, unless none has one.
     clips = {source.path for name, source in images.items() if source.frame is not None and name in masks}
     images = {name: source for name, source in images.items() if name in masks or source.path not in clips}
-    return replace(_pair(directory, "images and masks", classes, images, masks, masks_in=folder), partly_labelled=partly)
+    return replace(
+        _pair(directory, "images and masks", classes, images, masks, masks_in=folder), partly_labelled=partly
+    )
 
 
 def _read_nnunet_set(directory: Path) -> FolderSet:

@@ -65,6 +65,16 @@ def group_interval(
     return Figure(value, min(float(low), value), max(float(high), value), count, note)
 
 
+def interval_where_defined(
+    statistic: Callable[..., float], *groups: Sequence[str], rng: np.random.Generator, draws: int = DRAWS
+) -> Figure | None:
+    """`group_interval`, or None where there are no groups or the statistic is undefined for the data as it is."""
+    if not all(len(names) for names in groups):
+        return None
+    value = float(statistic(*(np.ones(len(names)) for names in groups)))
+    return group_interval(statistic, *groups, rng=rng, draws=draws) if math.isfinite(value) else None
+
+
 def expanded_tail(count: int) -> float:
     """Probability to cut off each side for a 95 % interval from `count` groups: 0.025 for many, less for few."""
     t = float(stats.t.ppf(0.975, count - 1))

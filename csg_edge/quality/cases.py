@@ -37,8 +37,8 @@ class Cases:
     """Inputs of the images to make: real masks of held-out groups, contexts of another held-out group, seeds.
 
     `wanted` holds the real images of the masks; the last `pairs` cases repeat the first ones under another seed.
-    partners: for each repeat the position of the case whose seed it has, one of another group and context but of the same
-    set, so that the two share the seed alone; -1 where there is none, and the seed is a new one.
+    partners: for each repeat the position of the case whose seed it has, one of another group and context but of the
+    same set, so that the two share the seed alone; -1 where there is none, and the seed is a new one.
     """
 
     wanted: LabelledSet

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
@@ -45,7 +44,8 @@ def compare_images(
     kernel: features that set the width of the Gaussian kernel. structure: whether figures of structure are wanted.
     """
     groups = real.groups, made.groups
-    figures = {"dice": dice_figure(made, seed=seed)}
+    dice = dice_figure(made, seed=seed)
+    figures = {"dice": dice} if dice else {}
     figures["spectrum_gap"] = spectra_figure(real.spectra, made.spectra, groups, rng=_random(seed, 3))
     if real.speckle and made.speckle:
         speckle = speckle_effects(real.speckle, made.speckle, groups, rng=_random(seed, 4))
@@ -77,8 +77,11 @@ def structure_figures(
         for number, measure in enumerate(measures)
     }
     figures = {name: figure for name, figure in found.items() if figure is not None}
-    present = [np.isfinite(item.features[:, column]).all(axis=1) for item in (real, made)]
-    kept = [[name for name, keep in zip(names, where, strict=True) if keep] for names, where in zip(groups, present, strict=True)]
+    present = [np.atleast_1d(np.isfinite(item.features[:, column]).all(axis=1)) for item in (real, made)]
+    kept = [
+        [name for name, keep in zip(names, where, strict=True) if keep]
+        for names, where in zip(groups, present, strict=True)
+    ]
     if not full or min(len(set(names)) for names in kept) < LEAST_GROUPS:
         return figures, None
     features = [item.features[where, column] for item, where in zip((real, made), present, strict=True)]
@@ -94,7 +97,7 @@ def class_figures(
     full: bool,
 ) -> dict[str, Figure]:  # fmt: skip
     """Structure of each class: `c2st_structure/muscle` and so on."""
-    figures = {}
+    figures: dict[str, Figure] = {}
     for column, name in enumerate(schema.names):
         if column != WHOLE:
             found, _ = structure_figures(real, made, groups, seed=seed, column=column, full=full)
@@ -132,7 +135,7 @@ def distribution_figures(
     real: Described, made: Described, groups: tuple[Sequence[str], Sequence[str]], *, seed: int, kernel: Described
 ) -> dict[str, Figure]:
     """KID, MMD and Frechet distance, of images and of images with their masks."""
-    figures = {}
+    figures: dict[str, Figure] = {}
     for suffix, one, other, scale in (
         ("", real.embedding, made.embedding, kernel.embedding),
         ("_joint", real.joint, made.joint, kernel.joint),
@@ -149,11 +152,11 @@ def distribution_figures(
     return figures
 
 
-def dice_figure(view: View, *, seed: int) -> Figure:
-    """Mean Dice over the images, with what was left out."""
+def dice_figure(view: View, *, seed: int) -> Figure | None:
+    """Mean Dice over the images, with what was left out; None if no image has a class large enough."""
     judged = np.flatnonzero(np.isfinite(view.dice))
     if not len(judged):
-        raise InputError("Dice: no image has a class large enough; give masks with larger regions")
+        return None
     values = view.dice[judged]
     groups = [view.groups[index] for index in judged]
     figure = group_interval(lambda a: float(a @ values / a.sum()), groups, rng=_random(seed, 0))
@@ -184,5 +187,3 @@ def pooled(figures: Mapping[str, Figure]) -> dict[str, Figure]:
 def _random(seed: int, purpose: int) -> np.random.Generator:
     """A generator of its own for each purpose, so that leaving one figure out changes no other."""
     return np.random.default_rng([seed, purpose])
-
-

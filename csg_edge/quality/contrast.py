@@ -45,6 +45,8 @@ def weighted_correlation(contrasts: Sequence[NDArray[np.float64]], weights: NDAr
     """Pearson correlation over the columns of all (2, ...) arrays, each array counting by its weight."""
     times = np.ones(len(contrasts)) if weights is None else weights
     values = np.concatenate(contrasts, axis=1)
+    if values.shape[1] < 2:
+        return float("nan")
     share = np.repeat(times, [item.shape[1] for item in contrasts])
     covariance = np.cov(values, aweights=share, ddof=0)
     scale = np.sqrt(covariance[0, 0] * covariance[1, 1])

@@ -50,7 +50,8 @@ def seed_likeness(
     shared: tuple[NDArray[np.uint8], NDArray[np.uint8]], apart: tuple[NDArray[np.uint8], NDArray[np.uint8]],
     groups: Sequence[str], *, rng: np.random.Generator,
 ) -> Figure:  # fmt: skip
-    """How much more alike images of other masks and contexts are for having one seed; 0 is not at all, 1 the same image.
+    """How much more alike images of other masks and contexts are for having one seed; 0 is not at all, 1 the same
+    image.
 
     shared, apart: two pairs of (N, H, W) uint8 images, of which pair n of `shared` has one seed and nothing else in
     common, pair n of `apart` nothing at all. The mean correlation of the first less that of the second, of images

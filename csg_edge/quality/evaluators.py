@@ -191,8 +191,8 @@ def make_segmenter(classes: int, *, activation: str = "prelu") -> nn.Module:
 def segmentation_loss(scores: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy plus Dice loss over the foreground classes that the batch holds.
 
-    (B, K, H, W) scores, (B, H, W) uint8 masks; pixels of NO_MASK teach nothing. A class that is nowhere in the batch has no Dice: counting it would
-    only teach the network to be silent about rare classes.
+    (B, K, H, W) scores, (B, H, W) uint8 masks; pixels of NO_MASK teach nothing. A class that is nowhere in the batch
+    has no Dice: counting it would only teach the network to be silent about rare classes.
     """
     known = masks != NO_MASK
     entropy = F.cross_entropy(scores, masks.long(), ignore_index=NO_MASK)

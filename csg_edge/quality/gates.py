@@ -1,8 +1,8 @@
 """Which figures an engine must reach, measured against the teacher and against real images, pooled and in each set.
 
 The limits are those of the design (METHOD, "suggested gates"). Those of long-range structure are against real images
-alone: a student is not excused by a teacher that has the same fault. A figure at the real-against-real control's own level
-passes whatever the teacher's is: nothing is asked to be closer to real images than real images are.
+alone: a student is not excused by a teacher that has the same fault. A figure at the real-against-real control's own
+level passes whatever the teacher's is: nothing is asked to be closer to real images than real images are.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ MEMORISED = 0.10  # share nearer to a training image than 95 % of held-out real 
 def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[Gate]:
     """Every gate for one engine: of each set, worst set first, then of all sets together.
 
-    A gate of a set is named `kid/SET`. With no teacher, gates that need one are listed as not judged; a set with too few
-    held-out groups has one line that says so.
+    A gate of a set is named `kid/SET`. With no teacher, gates that need one are listed as not judged; a set with too
+    few held-out groups has one line that says so.
     """
-    groups = max((figure.groups for figure in pooled(control.figures).values()), default=0)
+    # Not those of structure, whose control has all groups.
+    held_out = [figure for name, figure in pooled(control.figures).items() if name in ("dice", "kid")]
+    groups = max((figure.groups for figure in held_out), default=0)
     if groups < MIN_GROUPS:
         reason = f"only {groups} held-out groups, at least {MIN_GROUPS} are needed; add labelled subjects"
         return [Gate(subject.name, "all gates", None, "", None, reason)]
@@ -43,7 +45,8 @@ def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[G
         subject.name, pooled(subject.figures), pooled(others) if teacher else None, pooled(control.figures)
     )
     sets: dict[str, list[Gate]] = {}
-    for name in sets_of(subject.figures):
+    names = sets_of(subject.figures)
+    for name in names if len(names) > 1 else ():  # one set by itself is all sets together
         found, real = of_set(subject.figures, name), of_set(control.figures, name)
         few = found["dice"].groups if "dice" in found else 0
         if few < FULL_GROUPS:

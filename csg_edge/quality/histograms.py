@@ -45,9 +45,9 @@ def class_histograms(samples: LabelledSet, *, classes: int) -> NDArray[np.float6
     return (
         np.stack(
             [
-                np.bincount(
-                    mask.ravel().astype(np.intp) * GREYS + image.ravel(), minlength=GREYS * GREYS
-                )[: classes * GREYS]
+                np.bincount(mask.ravel().astype(np.intp) * GREYS + image.ravel(), minlength=GREYS * GREYS)[
+                    : classes * GREYS
+                ]
                 for image, mask in zip(samples.images, samples.masks, strict=True)
             ]
         )
@@ -75,7 +75,11 @@ def histogram_gap(real: LabelledSet, generated: LabelledSet, *, classes: int, rn
 
 
 def gap_of_counts(
-    first: NDArray[np.float64], second: NDArray[np.float64], groups: Sequence[Sequence[str]], *, rng: np.random.Generator
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    groups: Sequence[Sequence[str]],
+    *,
+    rng: np.random.Generator,
 ) -> HistogramGap:
     """The same of two sets' pixel counts (N, classes, 256); groups: those of the images of both."""
     classes = first.shape[1]

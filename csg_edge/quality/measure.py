@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
-from csg_edge.quality.bootstrap import Weights, group_interval, split_groups
+from csg_edge.quality.bootstrap import Weights, group_interval, interval_where_defined, split_groups
 from csg_edge.quality.c2st import C2ST, c2st_of_pixels, c2st_of_scores
 from csg_edge.quality.cases import Cases, RealData, set_of
 from csg_edge.quality.comparison import (
@@ -158,12 +158,12 @@ class _Own:
             paired_contrasts(self.samples.images[index], cases.wanted.images[index], self.samples.masks[index])
             for index in positions
         ]
-        found = {
-            "contrast_correlation": group_interval(
-                lambda a: weighted_correlation(contrasts, a), part.groups, rng=yardstick.random(1), draws=200
-            ),
-            "context_copy_ratio": self._context_copies(positions),
-        }
+        found = {"context_copy_ratio": self._context_copies(positions)}
+        correlation = interval_where_defined(
+            lambda a: weighted_correlation(contrasts, a), part.groups, rng=yardstick.random(1), draws=200
+        )
+        if correlation is not None:
+            found["contrast_correlation"] = correlation
         style = self.style
         found["context_hit_rate"], found["style_error"] = context_figures(
             style.shares[positions], style.own[positions], style.others[positions], part.groups, rng=yardstick.random(6)
@@ -215,11 +215,10 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
     """
     note("real against real")
     view, schema = yardstick.view, yardstick.evaluators.schema
-    figures = {"dice": dice_figure(view, seed=yardstick.seed)}
-    for name, positions in positions_by_set(view.groups).items():
-        part = view.take(positions)
-        if np.isfinite(part.dice).any():
-            figures[join_name("dice", name)] = dice_figure(part, seed=yardstick.seed)
+    sets = {join_name("dice", name): where for name, where in positions_by_set(view.groups).items()}
+    judged = {name: dice_figure(view.take(where), seed=yardstick.seed) for name, where in sets.items()}
+    judged["dice"] = dice_figure(view, seed=yardstick.seed)
+    figures = {name: figure for name, figure in judged.items() if figure is not None}
     parts: dict[str, list[Figure]] = {}
     for split in range(SPLITS if pixels else QUICK_SPLITS):
         one, other = (view.take(half) for half in _halves(view.groups, yardstick.random(100 + split)))

@@ -150,6 +150,8 @@ def _tables(record: Record, subjects: Sequence[Subject]) -> list[tuple[str, list
                 }
             )
         tables.append((name, _metric_rows(figures)))
+    if len(tables) == 1:  # one set by itself is all sets together, but for its classes
+        return tables
     rows = _metric_rows([pooled(subject.figures) for subject in subjects])
     return [*tables, ("All sets together" if tables else "", rows)] if rows else tables
 

@@ -3,8 +3,8 @@
 Fascia planes and fascicles run through a whole image. Spectra, histograms and gradients do not see whether they do: an
 image whose streaks are short and wavy has them right. So this module looks at orientation alone, by the structure
 tensor (Bigün & Granlund, ICCV 1987) in windows from 4 pixels to a quarter of the image, and at the bright ridges
-(Frangi et al., MICCAI 1998: the Hessian's most negative eigenvalue), how long and how straight they are. The gradients are
-divided by their local strength first: neither gain nor contrast nor depth counts.
+(Frangi et al., MICCAI 1998: the Hessian's most negative eigenvalue), how long and how straight they are. The gradients
+are divided by their local strength first: neither gain nor contrast nor depth counts.
 
 Angles are those of the fibres, in degrees from the horizontal, positive where they rise to the right, -90 to 90.
 """
@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from skimage.filters import apply_hysteresis_threshold
+from skimage.morphology import skeletonize
 
 from csg_edge.datasets.labelled_set import Image, LabelledSet
-from csg_edge.quality.bootstrap import Weights, group_interval
+from csg_edge.quality.bootstrap import Weights, interval_where_defined
 from csg_edge.quality.checks import Features, check_images
 from csg_edge.quality.record import Figure
 
@@ -42,12 +44,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Structure:
-    """What is known of N images of K classes. Column WHOLE is the whole image, column k class k; NaN where it is absent.
+    """What is known of N images of K classes. Column WHOLE is the whole image, column k class k; NaN where it is
+    absent.
 
-    features: (N, K, F), for the C2ST. coherence: (N, K) 0 to 1, mean in windows of 16 pixels, 1 where all gradients agree.
-    spread: (N, K) 0 to 1, how much direction differs within the image. direction: (N, K, BINS) shares of the fibres'
-    directions from -90 to 90 degrees, by coherence. ridges: (N, K) mean length of bright ridges in pixels, each pixel of
-    a ridge counting once.
+    features: (N, K, F), for the C2ST. coherence: (N, K) 0 to 1, mean in windows of 16 pixels, 1 where all gradients
+    agree. spread: (N, K) 0 to 1, how much direction differs within the image. direction: (N, K, BINS) shares of the
+    fibres' directions from -90 to 90 degrees, by coherence. ridges: (N, K) mean length of bright ridges in pixels, each
+    pixel of a ridge counting once.
     """
 
     features: Features
@@ -75,7 +78,8 @@ def describe_structure(samples: LabelledSet, *, classes: int) -> Structure:
 def coherence_shift(
     real: Structure, made: Structure, groups: Sequence[Sequence[str]], *, column: int = WHOLE, rng: np.random.Generator
 ) -> Figure | None:
-    """Mean coherence of the second set less that of the first, in deviations of the first; 0 ideal, None without images.
+    """Mean coherence of the second set less that of the first, in deviations of the first; 0 ideal, None without
+    images.
 
     groups: those of the real and of the made images.
     """
@@ -89,7 +93,7 @@ def coherence_shift(
         deviation = np.sqrt(a @ (first - mean) ** 2 / a.sum())
         return float((b @ second / b.sum() - mean) / deviation) if deviation > 0 else float("nan")
 
-    return group_interval(shift, *kept, rng=rng)
+    return interval_where_defined(shift, *kept, rng=rng)
 
 
 def direction_spread(
@@ -100,7 +104,7 @@ def direction_spread(
     if pair is None:
         return None
     (first, second), kept = pair
-    return group_interval(lambda a, b: float((b @ second / b.sum()) / (a @ first / a.sum())), *kept, rng=rng)
+    return _ratio(first, second, kept, rng)
 
 
 def direction_gap(
@@ -121,7 +125,7 @@ def direction_gap(
         steps = np.cumsum(a @ first / a.sum() - b @ second / b.sum())
         return float(np.abs(steps - np.median(steps)).sum() * 180 / BINS)
 
-    return group_interval(gap, *kept, rng=rng)
+    return interval_where_defined(gap, *kept, rng=rng)
 
 
 def ridge_length(
@@ -132,7 +136,7 @@ def ridge_length(
     if pair is None:
         return None
     (first, second), kept = pair
-    return group_interval(lambda a, b: float((b @ second / b.sum()) / (a @ first / a.sum())), *kept, rng=rng)
+    return _ratio(first, second, kept, rng)
 
 
 def fibre_direction(image: Image) -> tuple[Values, Values]:
@@ -210,9 +214,6 @@ def _degrees(u: Values, v: Values) -> Values:
 
 def _ridges(image: Image) -> list[tuple[NDArray[np.bool_], Values]]:
     """At each scale the centre lines of the bright ridges, and the strength of ridges in units of that around them."""
-    from skimage.filters import apply_hysteresis_threshold
-    from skimage.morphology import skeletonize
-
     found = []
     for scale in RIDGE_SCALES:
         smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), scale)
@@ -220,7 +221,8 @@ def _ridges(image: Image) -> list[tuple[NDArray[np.bool_], Values]]:
         xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3)
         strength = np.maximum(np.hypot((xx - yy) / 2, xy) - (xx + yy) / 2, 0)
         relative = strength / (cv2.GaussianBlur(strength, (0, 0), 8 * scale) + np.float32(0.3))
-        found.append((skeletonize(apply_hysteresis_threshold(relative, _WEAK, _STRONG)), relative))
+        ridges = apply_hysteresis_threshold(relative, _WEAK, _STRONG)  # type: ignore[no-untyped-call]
+        found.append((skeletonize(ridges), relative))  # type: ignore[no-untyped-call]
     return found
 
 
@@ -244,6 +246,16 @@ def _measure_ridges(lines: NDArray[np.bool_], relative: Values, scale: float) ->
         float(np.log(size.sum() / lines.size)),
         peaks,
     ], mean
+
+
+def _ratio(first: Values, second: Values, groups: Sequence[Sequence[str]], rng: np.random.Generator) -> Figure | None:
+    """Mean of the second set over that of the first."""
+
+    def ratio(a: Weights, b: Weights) -> float:
+        usual = a @ first / a.sum()
+        return float((b @ second / b.sum()) / usual) if usual > 0 else float("nan")
+
+    return interval_where_defined(ratio, *groups, rng=rng)
 
 
 def _present(

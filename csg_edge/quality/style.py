@@ -51,8 +51,8 @@ def context_similarity(
     strata: N strings, such as the public set of each image: only contexts of one stratum are compared, since telling
     two scanners apart is no merit. context_groups: N strings, the group of each image's context: those of its own group
     are not compared, since even real images of that group are nearer to another of it than to this one as often as
-    not. image_styles: (N, D) what `style` says of the images, where it is known already. Raises InputError for images without contexts, or where no other context is left to
-    compare with.
+    not. image_styles: (N, D) what `style` says of the images, where it is known already. Raises InputError for images
+    without contexts, or where no other context is left to compare with.
     """
     if generated.contexts is None:
         raise InputError("context similarity: images without contexts; give generated images with theirs")

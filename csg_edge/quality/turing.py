@@ -66,25 +66,39 @@ def make_study(real: LabelledSet, synthetic: LabelledSet, out: Path, *, count: i
     half = count // 2
     if half < 1:
         raise InputError(f"{count} images cannot be half real and half synthetic; ask for 2 or more")
-    if real.images.shape[1:] != synthetic.images.shape[1:]:
-        raise InputError(
-            f"real images of {real.images.shape[1:]} and synthetic ones of {synthetic.images.shape[1:]}; "
-            "a size would give them away: read both at one size"
-        )
     for kind, samples in ((REAL, real), (SYNTHETIC, synthetic)):
         if len(samples) < half:
             raise InputError(
                 f"{half} {kind} images are needed and {len(samples)} are there; ask for {2 * len(samples)} or give more"
             )
-    generator = np.random.default_rng(list(_digest(seed, real, synthetic)))
+    generator = np.random.default_rng(list(pixel_digest(seed, real, synthetic)))
     choice = choose_images(real, synthetic, half, generator)
-    shown = [(REAL, real, index) for index in choice.real]
-    shown += [(SYNTHETIC, synthetic, index) for index in choice.synthetic]
+    return write_study(
+        real.take(choice.real), synthetic.take(choice.synthetic), out,
+        generator=generator, notes=choice_notes(choice, count), about={"seed": seed},
+    )  # fmt: skip
+
+
+def write_study(
+    real: LabelledSet, synthetic: LabelledSet, out: Path, *, generator: np.random.Generator, notes: tuple[str, ...],
+    about: dict[str, Any],
+) -> Study:  # fmt: skip
+    """Write a study of all the given images, in an order and under names drawn from `generator`.
+
+    about: what the key says of the study beside the truth. Raises InputError for images of different sizes, or a folder
+    that holds another study's key.
+    """
+    if real.images.shape[1:] != synthetic.images.shape[1:]:
+        raise InputError(
+            f"real images of {real.images.shape[1:]} and synthetic ones of {synthetic.images.shape[1:]}; "
+            "a size would give them away: read both at one size"
+        )
+    shown = [(REAL, real, index) for index in range(len(real))]
+    shown += [(SYNTHETIC, synthetic, index) for index in range(len(synthetic))]
     shown = [shown[index] for index in generator.permutation(len(shown))]
     names = _opaque_names(len(shown), generator)
     files = [pages.png_bytes(samples.images[index], compression=0) for _, samples, index in shown]
     study = _study_id(names, files)
-    notes = _notes(choice, count)
     _refuse_other_study(out / KEY, study)
     page = _page(study, names, files, real.images.shape[1:])
     truth: dict[str, Any] = {
@@ -94,7 +108,7 @@ def make_study(real: LabelledSet, synthetic: LabelledSet, out: Path, *, count: i
     key = {
         "format": FORMAT,
         "study": study,
-        "seed": seed,
+        **about,
         "notes": list(notes),
         "images": truth,
     }
@@ -180,7 +194,8 @@ def _mark(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest()
 
 
-def _digest(seed: int, *parts: LabelledSet) -> bytes:
+def pixel_digest(seed: int, *parts: LabelledSet) -> bytes:
+    """What the order of a study is drawn from: nobody can work it out who has not all of its images."""
     digest = hashlib.sha256(str(seed).encode())
     for samples in parts:
         digest.update(np.ascontiguousarray(samples.images).tobytes())
@@ -202,7 +217,8 @@ def _study_id(names: list[str], files: list[bytes]) -> str:
     return f"study-{digest.hexdigest()[:16]}"
 
 
-def _notes(choice: Choice, count: int) -> tuple[str, ...]:
+def choice_notes(choice: Choice, count: int) -> tuple[str, ...]:
+    """Where fairness or size fell short of what was asked."""
     half = len(choice.real)
     notes = [f"{count} is odd: {2 * half} images, half of each kind"] if count % 2 else []
     if choice.other_classes:

@@ -66,7 +66,10 @@ class ReaderScore:
 
 @dataclass(frozen=True)
 class Score:
-    """A scored study. kappa: mean of Cohen's kappa over pairs of readers, None where it is undefined."""
+    """A scored study. kappa: mean of Cohen's kappa over pairs of readers, None where it is undefined.
+
+    registration: hash of the pre-registered cases, empty where the study drew its own; bundle: what made the images.
+    """
 
     study: str
     images: int
@@ -75,6 +78,8 @@ class Score:
     pooled: ReaderScore
     kappa: float | None
     notes: tuple[str, ...]
+    registration: str = ""
+    bundle: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`."""
@@ -83,6 +88,8 @@ class Score:
     def lines(self) -> list[str]:
         """The score as a person reads it in a terminal."""
         found = [f"{self.study}: {self.images} images, {len(self.readers)} reader{'s' * (len(self.readers) != 1)}"]
+        if self.registration:
+            found.append(f"pre-registered cases {self.registration[:16]}, images of {self.bundle}")
         several = len(self.readers) > 1
         for score in (*self.readers, *([self.pooled] if several else [])):
             about = ", ".join(part for part in (score.role, f"{score.years} years" if score.years else "") if part)
@@ -127,7 +134,7 @@ def score_study(key: Path, answers: Sequence[Path], *, margin: float = 0.1, seed
         raise InputError(f"margin {margin}: give a number between 0 and 0.5, for example 0.1")
     if not answers:
         raise InputError("no answer files; give the CSV file of each reader")
-    study, truth = _read_key(key)
+    study, truth, registration, bundle = _read_key(key)
     sheets: list[_Answers] = []
     for path in answers:
         sheet = _read_answers(path, study, truth)
@@ -136,7 +143,10 @@ def score_study(key: Path, answers: Sequence[Path], *, margin: float = 0.1, seed
         sheets.append(sheet)
     readers = tuple(_score_reader(sheet, truth, margin) for sheet in sheets)
     pooled = readers[0] if len(sheets) == 1 else _score_pool(sheets, truth, margin, seed)
-    return Score(study, len(truth), margin, readers, pooled, _kappa(sheets), tuple(_notes(sheets, truth)))
+    return Score(
+        study, len(truth), margin, readers, pooled, _kappa(sheets), tuple(_notes(sheets, truth)),
+        registration, bundle,
+    )  # fmt: skip
 
 
 def wilson(successes: int, answers: int) -> tuple[float, float]:
@@ -262,7 +272,8 @@ def _notes(sheets: Sequence[_Answers], truth: dict[str, str]) -> list[str]:
     return notes
 
 
-def _read_key(path: Path) -> tuple[str, dict[str, str]]:
+def _read_key(path: Path) -> tuple[str, dict[str, str], str, str]:
+    """Study, truth of each image, hash of registered cases and the bundle of its images, empty where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
@@ -270,7 +281,8 @@ def _read_key(path: Path) -> tuple[str, dict[str, str]]:
         truth = {str(name): str(about["truth"]) for name, about in values["images"].items()}
         if set(truth.values()) != {REAL, SYNTHETIC}:
             raise ValueError("it needs real and synthetic images")
-        return str(values["study"]), truth
+        made = " ".join(str(values[name]) for name in ("bundle", "bundle_manifest_sha256", "engine") if name in values)
+        return str(values["study"]), truth, str(values.get("registration", "")), made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not the key of a reader study ({error}); give the key.json made with it") from None
 

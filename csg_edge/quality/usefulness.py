@@ -1,8 +1,8 @@
 """Are the images useful: does a segmenter trained with them do better on groups that nobody has seen?
 
-For each set a small U-Net (MONAI) is trained on real images only, on real and synthetic ones by halves, and on synthetic
-only, with 10, 25 and 100 % of the real train groups, each over several seeds and always for the same number of
-iterations. Every arm has the same classical augmentation, since that is what generated images must add to. Synthetic
+For each set a small U-Net (MONAI) is trained on real images only, on real and synthetic ones by halves, and on
+synthetic only, with 10, 25 and 100 % of the real train groups, each over several seeds and always for the same number
+of iterations. Every arm has the same classical augmentation, since that is what generated images must add to. Synthetic
 images are made from masks and contexts of the chosen groups alone. The generator itself has seen all train groups, so
 what 10 % shows is what a site with few labels gains from a bundle made elsewhere, not from its own few images.
 """
@@ -106,7 +106,8 @@ def judged_sets(train: Sequence[LabelledSet], held_out: LabelledSet) -> list[Lab
 
 
 def usefulness_subjects(scores: Sequence[Score], *, seed: int) -> list[Subject]:
-    """A subject for each set and share of its groups: mean Dice of each arm, and what generated images add to real ones.
+    """A subject for each set and share of its groups: mean Dice of each arm, and what generated images add to real
+    ones.
 
     The interval of a difference, or of a mean, is over held-out groups and over the seeds of the trainings, both drawn
     anew; images count alike.
@@ -155,9 +156,7 @@ def choose_groups(data: LabelledSet, fraction: float, *, seed: int) -> LabelledS
     return data.take([index for index, group in enumerate(data.groups) if group in kept])
 
 
-def make_synthetic(
-    generator: Generator, data: LabelledSet, config: UsefulnessConfig, *, seed: int
-) -> LabelledSet:
+def make_synthetic(generator: Generator, data: LabelledSet, config: UsefulnessConfig, *, seed: int) -> LabelledSet:
     """Synthetic images of a set's masks, varied, under contexts of its other groups."""
     random = np.random.default_rng([seed, len(data)])
     schema = generator.bundle.manifest.schema

@@ -165,6 +165,37 @@ def write_study(settings: Settings, count: int, out: Path) -> Study:
     return make_study(real.held_out, made.take(range(cases.single)), out, count=count, seed=settings.seed)
 
 
+def register_study(settings: Settings, count: int, path: Path) -> str:
+    """Draw the cases of a reader study once and write them to `path`; returns their hash."""
+    from csg_edge.quality.registered import register, write_registration
+
+    manifest = read_bundle(find_bundle(settings.bundle)).manifest
+    real = read_real(settings.data, manifest.schema, size=manifest.image_size[0], split=settings.split)
+    cases = plan_cases(
+        real.held_out, count=max(2 * count, len(real.held_out)), seed=settings.seed, spare=real.train
+    )  # fmt: skip
+    found = register(
+        real.held_out, cases, count=count, classes=manifest.labels, split=settings.split, seed=settings.seed
+    )
+    write_registration(found, path)
+    return found.sha256
+
+
+def write_registered(settings: Settings, registration: Path, out: Path) -> Study:
+    """Write the reader study of registered cases, its synthetic images made by the first engine."""
+    from csg_edge.quality.registered import make_registered, read_registration
+
+    registered = read_registration(registration)
+    with _open(settings.bundle, settings.targets[0] if settings.targets else "auto", settings.steps[0]) as generator:
+        manifest = generator.bundle.manifest
+        real = read_real(settings.data, manifest.schema, size=registered.image_size, split=registered.split)
+        about = {
+            "bundle": manifest.name, "bundle_manifest_sha256": _digest(generator.bundle.path / "manifest.json"),
+            "engine": generator.engine.target, "steps": str(settings.steps[0]),
+        }  # fmt: skip
+        return make_registered(registered, LabelledSet.join([real.held_out, real.train]), generator, out, bundle=about)
+
+
 def _measure_teacher(
     settings: Settings, teacher: Reference, key: str, cases: Cases, yardstick: Yardstick, *, clock: Clock, out: Path
 ) -> Measured:

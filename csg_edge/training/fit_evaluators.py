@@ -109,7 +109,8 @@ def _train(
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             module.reset_parameters()
-    # Between sets as between groups (see BatchSource): a set of five clips would else be a sixth of all that is learned.
+    # Between sets as between groups (see BatchSource): a set of five clips would else be a sixth of all that is
+    # learned.
     shares = [len(set(item.groups)) ** 0.5 for item in sets]
     source = BatchSource(sets, shares, batch=loop.batch, dropout=0.0, seed=loop.seed, contexts=False)
     state = start(network, loop)

@@ -158,7 +158,9 @@ def scramble_phase(samples: LabelledSet, *, label: int, rng: np.random.Generator
     return _each_with_mask(samples, scramble)
 
 
-_SEAM = 4  # pixels: tiles are laid over each other by so much and blended, as a cut edge would be a structure of its own
+_SEAM = (
+    4  # pixels: tiles are laid over each other by so much and blended, as a cut edge would be a structure of its own
+)
 
 
 def _tiles(image: Image, tile: int) -> list[tuple[slice, slice]]:
@@ -168,7 +170,9 @@ def _tiles(image: Image, tile: int) -> list[tuple[slice, slice]]:
 
 def _padded_tiles(image: Image, places: list[tuple[slice, slice]]) -> list[NDArray[np.float32]]:
     wide = cv2.copyMakeBorder(image.astype(np.float32), _SEAM, _SEAM, _SEAM, _SEAM, cv2.BORDER_REFLECT_101)
-    return [wide[rows.start : rows.stop + 2 * _SEAM, columns.start : columns.stop + 2 * _SEAM] for rows, columns in places]
+    return [
+        wide[rows.start : rows.stop + 2 * _SEAM, columns.start : columns.stop + 2 * _SEAM] for rows, columns in places
+    ]
 
 
 def _laid(
@@ -193,8 +197,6 @@ def _laid(
     return np.asarray(made[_SEAM:-_SEAM, _SEAM:-_SEAM])
 
 
-def _each_with_mask(
-    samples: LabelledSet, change: Callable[[Image, Image], NDArray[np.float32]]
-) -> LabelledSet:
+def _each_with_mask(samples: LabelledSet, change: Callable[[Image, Image], NDArray[np.float32]]) -> LabelledSet:
     changed = [change(image, mask) for image, mask in zip(samples.images, samples.masks, strict=True)]
     return samples.with_images(np.rint(np.clip(np.stack(changed), 0, 255)).astype(np.uint8))

@@ -33,7 +33,30 @@ def test_every_mask_is_used_as_often_and_the_first_cases_come_again_under_other_
     assert {cases.wanted.names[:48].count(name) for name in real().names} == {4}
     assert np.array_equal(cases.contexts.images[48:], cases.contexts.images[:PAIRS])
     assert cases.wanted.names[48:] == cases.wanted.names[:PAIRS]
-    assert len(set(cases.seeds)) == len(cases)
+    assert len(set(cases.seeds[:48])) == 48
+
+
+def test_a_repeat_has_the_seed_of_a_case_with_which_it_shares_nothing_else() -> None:
+    cases = plan_cases(real(), count=48, seed=3)
+    assert len(cases.partners) == PAIRS and min(cases.partners) >= 0
+    for index, partner in enumerate(cases.partners):
+        assert cases.seeds[48 + index] == cases.seeds[partner] != cases.seeds[index]
+        for side in (cases.wanted, cases.contexts):
+            assert side.groups[index] != side.groups[partner]
+            assert side.groups[index][0] == side.groups[partner][0]
+
+
+def test_a_set_with_one_held_out_group_takes_contexts_from_others_and_shares_no_seed() -> None:
+    samples = real()
+    held_out = samples.take([index for index, group in enumerate(samples.groups) if group in ("a/0", "b/0", "b/1")])
+    spare = samples.take([index for index, group in enumerate(samples.groups) if group in ("a/1", "b/2")])
+    cases = plan_cases(held_out, count=20, seed=0, spare=spare)
+    for own, other in zip(cases.wanted.groups, cases.contexts.groups, strict=True):
+        assert other == "a/1" if own == "a/0" else other != own and other != "b/2"
+    assert all((partner < 0) == (cases.wanted.groups[i] == "a/0") for i, partner in enumerate(cases.partners))
+    assert len(set(cases.seeds)) >= 20
+    with pytest.raises(InputError, match="at least two groups"):
+        plan_cases(held_out, count=20, seed=0)
 
 
 def test_the_seed_decides_the_cases() -> None:

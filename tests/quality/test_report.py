@@ -26,6 +26,11 @@ from csg_edge.quality.report import (
 
 NASTY = '<script>alert("$x_1$")</script>&'
 KEYS = [
+    "c2st_structure",
+    "coherence_shift",
+    "direction_spread",
+    "direction_gap",
+    "ridge_length",
     "kid",
     "kid_joint",
     "mmd",
@@ -46,7 +51,11 @@ KEYS = [
     "memorisation_ratio",
     "memorisation_rate",
     "context_copy_ratio",
-    "usefulness_dice",
+    "seed_likeness",
+    "usefulness_real",
+    "usefulness_both",
+    "usefulness_synthetic",
+    "usefulness_gain",
 ]
 
 
@@ -204,16 +213,16 @@ def test_a_record_of_the_former_format_is_refused_with_the_remedy(tmp_path: Path
     path.write_text(json.dumps(old).replace('"c2st"', '"two_sample_features"'))
     with pytest.raises(InputError) as refused:
         Record.read(path)
-    assert "of format 1, this csg-edge reads 2" in str(refused.value)
+    assert "of format 1, this csg-edge reads 3" in str(refused.value)
     assert str(refused.value).endswith("run csg-edge validate again")
 
 
 def test_the_committed_record_is_of_this_format() -> None:
     record = Record.read(Path(__file__).parents[2] / "benchmarks" / "results" / "quality.json")
     measured = {name for subject in record.subjects for name in subject.figures}
-    assert {"c2st", "memorisation_rate"} <= measured
-    judged = {gate.name for gate in record.gates}
-    assert {"c2st", "memorisation_rate"} <= judged <= measured
+    assert {"c2st", "c2st_structure", "c2st_structure/usgra_nerve_vessel", "memorisation_rate"} <= measured
+    judged = {gate.name for gate in record.gates if gate.counts}
+    assert {"c2st", "c2st_structure/usgra_nerve_vessel"} <= judged <= measured
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

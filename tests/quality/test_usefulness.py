@@ -14,11 +14,14 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.quality.cases import read_real
 from csg_edge.quality.usefulness import (
     ARMS,
+    Score,
     UsefulnessConfig,
     choose_groups,
+    judged_sets,
     make_synthetic,
     measure_usefulness,
     read_scores,
+    usefulness_subjects,
 )
 
 SMALL = UsefulnessConfig(fractions=(0.5,), seeds=(0, 1), synthetic=6, iterations=3, batch=4, size=64)
@@ -27,7 +30,7 @@ SMALL = UsefulnessConfig(fractions=(0.5,), seeds=(0, 1), synthetic=6, iterations
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("usefulness") / "phantoms"
-    write_phantoms(path, count=60, seed=21)
+    write_phantoms(path, count=150, seed=21)
     return path
 
 
@@ -45,8 +48,8 @@ def test_a_larger_share_of_the_groups_contains_the_smaller_one(train: LabelledSe
 def test_synthetic_images_use_masks_and_contexts_of_the_chosen_groups_alone(train: LabelledSet) -> None:
     chosen = choose_groups(train, 0.25, seed=0)
     with csg_edge.load() as generator:
-        made = make_synthetic(generator, chosen, SMALL, seed=0, sets=1)
-        again = make_synthetic(generator, chosen, SMALL, seed=0, sets=1)
+        made = make_synthetic(generator, chosen, SMALL, seed=0)
+        again = make_synthetic(generator, chosen, SMALL, seed=0)
     assert len(made) == 6 and set(made.groups) <= set(chosen.groups)
     assert np.array_equal(made.images, again.images) and np.array_equal(made.masks, again.masks)
     assert set(np.unique(made.masks)) <= set(np.unique(chosen.masks))
@@ -72,3 +75,28 @@ def test_every_arm_is_scored_on_every_held_out_image_and_nothing_is_trained_twic
     assert before.keys() == after.keys()
     assert all(abs(before[key] - after[key]) < 0.05 for key in before)
     assert len(read_scores(table)) == len(scores)
+
+
+def test_the_gain_is_that_of_the_scores_with_an_interval_over_groups_and_seeds() -> None:
+    random = np.random.default_rng(0)
+    scores = []
+    for seed in range(3):
+        for group in range(12):
+            for image in range(2):
+                real = 0.5 + 0.1 * random.normal()
+                for arm, dice in zip(ARMS, (real, real + 0.06, real - 0.1), strict=True):
+                    scores.append(Score(arm, 0.25, seed, f"a/{group}", f"{group}-{image}", dice))
+    (subject,) = usefulness_subjects(scores, seed=0)
+    assert subject.name == "a, 25% of the groups" and subject.images == 24
+    gain = subject.figures["usefulness_gain"]
+    assert gain.value == pytest.approx(0.06) and gain.low == pytest.approx(0.06) and gain.groups == 12
+    both, real_ones = subject.figures["usefulness_both"], subject.figures["usefulness_real"]
+    assert both.value - real_ones.value == pytest.approx(0.06)
+    assert real_ones.low < real_ones.value < real_ones.high
+
+
+def test_sets_with_few_held_out_groups_are_left_out(train: LabelledSet, folder: Path) -> None:
+    held_out = read_real([folder], MSK_SCHEMA, size=256).held_out
+    assert [item.name for item in judged_sets([train], held_out)] == [train.name]
+    few = held_out.take([i for i, group in enumerate(held_out.groups) if group in sorted(set(held_out.groups))[:4]])
+    assert judged_sets([train], few) == []
