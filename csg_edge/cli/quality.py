@@ -36,7 +36,7 @@ from csg_edge.cli.options import (
 @click.option(
     "--reference", type=FOLDER, help="report.json of an earlier run on the same cases, in place of --teacher."
 )
-@click.option("--images", type=int, default=None, help="Images per engine; 500, or 126 with --gates-only.")
+@click.option("--images", type=int, default=None, help="Images per engine; 250, or 126 with --gates-only.")
 @click.option("--split", default="val", show_default=True, help="Split of the data to judge on; never trained on.")
 @click.option("--seed", default=0, type=SEED, show_default=True, help="Chooses cases, seeds and resamplings.")
 @click.option("--gates-only", is_flag=True, help="The quick form: fewer images, no C2ST on pixels.")

@@ -8,16 +8,17 @@ becomes 0..255; stored 8-bit levels stay as they are.
 from __future__ import annotations
 
 import math
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.conditions.decoding import check_pixels
 from csg_edge.errors import InputError
 
 SUFFIXES = (".dcm", ".dicom")
@@ -37,9 +38,31 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Header:
+    """What is read of a file's elements before its pixels.
+
+    region: rows and columns of the only 2-D tissue region, None where the whole frame is meant. burned_in: whether the
+    file itself says that its pixels show text of a person (BurnedInAnnotation, PS3.3 C.7.6.1).
+    """
+
+    rows: int
+    columns: int
+    frames: int
+    modality: str
+    syntax: str
+    region: Region | None
+    burned_in: bool
+
+
 def frame_count(path: Path) -> int:
     """How many frames a file has. Raises InputError if it cannot be read."""
-    return int(_open(path, pixels=False).get("NumberOfFrames") or 1)
+    return _open(path, pixels=False)[1].frames
+
+
+def says_burned_in(path: Path) -> bool:
+    """Whether a file says that text of a person is burned into its pixels. Raises InputError if it cannot be read."""
+    return _open(path, pixels=False)[1].burned_in
 
 
 def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
@@ -48,20 +71,19 @@ def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     frame: counted from 0; may be left out for a file of one frame. Raises InputError for an unreadable file, a codec
     that is not installed, a colour image, or several frames when none is named.
     """
-    dataset = _open(path)
-    pixels, photometric = _decode(dataset, path, frame)
-    region = _region(dataset, path)
-    if region:
-        pixels = pixels[region]
+    dataset, header = _open(path)
+    pixels, photometric = _decode(dataset, header, path, frame)
+    if header.region:
+        pixels = pixels[header.region]
     return np.ascontiguousarray(_grey(dataset, pixels, photometric, path))
 
 
 def read_indices(path: Path) -> NDArray[np.uint8]:
     """Stored values of a single-channel, single-frame file as class indices (H, W) uint8, no window applied."""
-    dataset = _open(path)
-    if dataset.get("Modality") == "SEG":
+    dataset, header = _open(path)
+    if header.modality == "SEG":
         raise InputError(f"{path}: DICOM SEG objects are not read; export the mask as PNG or TIFF of class indices")
-    pixels, _ = _decode(dataset, path, None)
+    pixels, _ = _decode(dataset, header, path, None)
     if pixels.ndim != 2:
         raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
     if pixels.min() < 0 or pixels.max() > 255:
@@ -71,14 +93,14 @@ def read_indices(path: Path) -> NDArray[np.uint8]:
 
 def crop_to_region(mask: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
     """Crop a mask drawn on the whole frame of `path` as `read_image` crops the frame; other masks stay as they are."""
-    dataset = _open(path, pixels=False)
-    region = _region(dataset, path)
-    if region is None or mask.shape != (dataset.get("Rows"), dataset.get("Columns")):
+    header = _open(path, pixels=False)[1]
+    if header.region is None or mask.shape != (header.rows, header.columns):
         return mask
-    return np.ascontiguousarray(mask[region])
+    return np.ascontiguousarray(mask[header.region])
 
 
-def _open(path: Path, *, pixels: bool = True) -> Any:
+def _open(path: Path, *, pixels: bool = True) -> tuple[Any, Header]:
+    """The data set and its header. Every element that is no pixel is read here, so that a damaged one is named."""
     try:
         import pydicom
     except ImportError:
@@ -91,26 +113,41 @@ def _open(path: Path, *, pixels: bool = True) -> Any:
         raise InputError(f"{path}: cannot read ({error.strerror or error}); check the path") from None
     except Exception:  # a damaged file makes the parser fail anywhere
         raise InputError(f"{path}: not a readable DICOM file; export it again") from None
-    return dataset
+    with _file_to_blame(path, "header cannot be read"):
+        return dataset, _read_header(dataset, path)
 
 
-def _decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
-    """(H, W) or (H, W, 3) stored values and the photometric interpretation they have after decoding."""
-    from pydicom.pixels.decoders.base import get_decoder
-
+def _read_header(dataset: Any, path: Path) -> Header:
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if frame is None and frames > 1:
-        raise InputError(f"{path}: {frames} frames; export the one you want as a file of its own")
-    if not 0 <= (frame or 0) < frames:
-        raise InputError(f"{path}: no frame {frame}; it has {frames}")
+    check_pixels(columns, rows, path)
+    if min(rows, columns, frames) < (0 if "PixelData" not in dataset else 1):
+        raise InputError(f"{path}: {rows} rows, {columns} columns, {frames} frames; export it again")
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or ""
+    return Header(
+        rows, columns, frames, str(dataset.get("Modality") or ""), str(syntax),
+        _region(dataset, rows, columns, path), str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES",
+    )  # fmt: skip
+
+
+def _decode(dataset: Any, header: Header, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
+    """(H, W) or (H, W, 3) stored values and the photometric interpretation they have after decoding."""
+    from pydicom.config import IGNORE
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    if frame is None and header.frames > 1:
+        raise InputError(f"{path}: {header.frames} frames; export the one you want as a file of its own")
+    if not 0 <= (frame or 0) < header.frames:
+        raise InputError(f"{path}: no frame {frame}; it has {header.frames}")
     if "PixelData" not in dataset:
         raise InputError(f"{path}: no pixel data; give a DICOM image")
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if not syntax:
+    if not header.syntax:
         raise InputError(f"{path}: no transfer syntax, so its pixel data cannot be told; export it again")
+    syntax = UID(header.syntax, IGNORE)
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError as error:
+    except Exception as error:  # a UID that is none
         raise InputError(f"{path}: transfer syntax {syntax} is not known; export it uncompressed") from error
     if not decoder.is_available:
         raise InputError(
@@ -127,7 +164,7 @@ def _decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], 
     return pixels, str(properties["photometric_interpretation"])
 
 
-def _region(dataset: Any, path: Path) -> Region | None:
+def _region(dataset: Any, height: int, width: int, path: Path) -> Region | None:
     """Rows and columns of the only 2-D tissue region (PS3.3 C.8.5.5: spatial format 1, data type 1), if there is one.
 
     None without regions, with several of tissue (which one is meant?), or when it is the whole frame.
@@ -142,7 +179,6 @@ def _region(dataset: Any, path: Path) -> Region | None:
     if None in corners:
         return None
     left, top, right, bottom = (int(corner) for corner in corners)
-    height, width = int(dataset.Rows), int(dataset.Columns)
     right, bottom = min(right + 1, width), min(bottom + 1, height)  # the corners belong to the region
     if not (0 <= left < right and 0 <= top < bottom):
         raise InputError(f"{path}: its ultrasound region lies outside the image; export it as PNG, cropped to tissue")
@@ -195,16 +231,17 @@ def _grey_of_colour(pixels: NDArray[Any], photometric: str, path: Path) -> NDArr
 
 
 @contextmanager
-def _file_to_blame(path: Path) -> Iterator[None]:
+def _file_to_blame(path: Path, fault: str = "rescale, window or palette cannot be applied") -> Iterator[None]:
     """What pydicom cannot read from the file's elements, or apply to its pixels, is for the file's owner to mend."""
     try:
-        yield
-    except (
-        ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError, OverflowError, struct.error
-    ) as error:  # fmt: skip
-        raise InputError(
-            f"{path}: its rescale, window or palette cannot be applied ({error}); export it as PNG"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # elements are parsed on access, and fail in as many ways as there are damaged files
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: its {fault} ({said}); export it as PNG") from error
 
 
 def _modality_ends(dataset: Any) -> tuple[float, float]:

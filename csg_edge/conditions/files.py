@@ -1,12 +1,10 @@
 """Masks and contexts from files: reading what the user brings, and writing PNG.
 
-NumPy and OpenCV; DICOM through `csg_edge.conditions.dicom`, indexed colours through Pillow, both on use.
+Decoding is in `csg_edge.conditions.decoding`, DICOM in `csg_edge.conditions.dicom`.
 """
 
 from __future__ import annotations
 
-import io
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,13 @@ from numpy.typing import NDArray
 
 from csg_edge.conditions import dicom
 from csg_edge.conditions.arrays import check_context, check_mask
+from csg_edge.conditions.decoding import decode_image, palette_indices
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", *dicom.SUFFIXES)
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, classic and BigTIFF
 DARKEST_16_BIT = 4096  # a 16-bit image below this has not been scaled to 16 bits: 12-bit data, or 8-bit
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def list_images(path: Path) -> list[Path]:
@@ -34,18 +31,23 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check the path")
-    files = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(item for item in path.iterdir() if is_image_name(item))
     if not files:
         raise InputError(f"{path}: no images in this folder; put {', '.join(IMAGE_SUFFIXES)} files there")
     return files
 
 
+def is_image_name(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
+    """Whether a folder's entry is an image by its name; what begins with a dot is a companion of one or hidden."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
 def read_mask(path: Path, schema: LabelSchema) -> NDArray[np.uint8]:
     """Read a mask: (H, W) uint8 class indices of the schema.
 
-    PNG, TIFF or BMP of 8 or 16 bits, single-channel, three equal channels, or indexed colours, of which the indices
-    count; or DICOM, of which the stored values count. Raises InputError for a lossy, unreadable or colour file, one of
-    other numbers, or an index outside the schema.
+    PNG, TIFF or BMP of 8 or 16 bits, single-channel, three equal channels, these with full alpha, or indexed colours,
+    of which the indices count; or DICOM, of which the stored values count. Raises InputError for a lossy, unreadable or
+    colour file, one of other numbers, or an index outside the schema.
     """
     if dicom.is_dicom(path):
         return check_mask(dicom.read_indices(path), schema, name=str(path))
@@ -54,10 +56,10 @@ def read_mask(path: Path, schema: LabelSchema) -> NDArray[np.uint8]:
     data = _read(path)
     array = decode_image(data, path)
     if array.ndim == 3 or data.startswith(b"BM"):  # OpenCV gives the colours, or in BMP greys, of indexed colours
-        indices = _palette_indices(data)
+        indices = palette_indices(data, path)
         array = array if indices is None else indices
     if array.ndim == 3:
-        if array.shape[2] != 3 or _is_coloured(array):
+        if not _is_opaque(array) or _is_coloured(array[..., :3]):
             raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
         array = np.ascontiguousarray(array[..., 0])
     if array.dtype == np.uint16 and array.max() <= 255:
@@ -118,55 +120,14 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot read ({error.strerror}); check the path") from None
 
 
-def decode_image(data: bytes, path: Path) -> NDArray[Any]:
-    """Decode an image file as it is: (H, W) or (H, W, channels) of any dtype. Raises InputError naming `path`."""
-    import cv2
-
-    if data.startswith(PNG_SIGNATURE) and not _is_whole_png(data):
-        raise InputError(f"{path}: a truncated or damaged PNG; copy or export the file again")
-    log_level = cv2.utils.logging.setLogLevel(0)  # the message below is the only one a user should see
-    try:
-        encoded = np.frombuffer(data, dtype=np.uint8)
-        if data.startswith(TIFF_SIGNATURES):
-            pages = cv2.imdecodemulti(encoded, cv2.IMREAD_UNCHANGED)[1]
-            if len(pages) > 1:
-                raise InputError(f"{path}: a TIFF of {len(pages)} images; save each as a file of its own")
-            array = pages[0] if pages else None
-        else:
-            array = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if data else None
-    except cv2.error:  # more pixels than OpenCV reads
-        array = None
-    finally:
-        cv2.utils.logging.setLogLevel(log_level)
-    if array is None:
-        raise InputError(f"{path}: not a readable image; export it again as PNG or TIFF")
-    return np.asarray(array)
+def _is_opaque(array: NDArray[Any]) -> bool:
+    """array: (H, W, C); whether there is no alpha channel, or one that hides nothing."""
+    if array.shape[2] == 3:
+        return True
+    whole = np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.integer) else 1
+    return array.shape[2] == 4 and bool((array[..., 3] == whole).all())
 
 
 def _is_coloured(array: NDArray[Any]) -> bool:
     """array: (H, W, 3)"""
     return bool((array != array[..., :1]).any())
-
-
-def _palette_indices(data: bytes) -> NDArray[np.uint8] | None:
-    """(H, W) indices of an image with indexed colours, which most labelling tools write; None if it has none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image, dtype=np.uint8) if image.mode == "P" else None
-    except (UnidentifiedImageError, OSError, ValueError):
-        return None
-
-
-def _is_whole_png(data: bytes) -> bool:
-    # OpenCV fills the missing rows of a truncated PNG with zeros and says nothing: background labels out of thin air.
-    start = len(PNG_SIGNATURE)
-    while start + 12 <= len(data):  # a chunk: length, kind, content, CRC of kind and content
-        end = start + 12 + int.from_bytes(data[start : start + 4])
-        if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-            return False
-        if data[start + 4 : start + 8] == b"IEND":
-            return True
-        start = end
-    return False

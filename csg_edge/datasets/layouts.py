@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions import dicom
-from csg_edge.conditions.files import IMAGE_SUFFIXES, read_context, read_mask
+from csg_edge.conditions.files import IMAGE_SUFFIXES, is_image_name, read_context, read_mask
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 
@@ -292,7 +292,7 @@ def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
         raise InputError(f"{folder}: no such folder; put the images or masks of the set there")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+        if not is_image_name(path, suffixes):
             continue
         if path.stem in found:
             raise InputError(f"{folder}: {found[path.stem].name} and {path.name} share a name; keep one of them")

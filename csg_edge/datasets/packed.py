@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions.arrays import check_mask
-from csg_edge.conditions.files import decode_image
+from csg_edge.conditions.decoding import decode_image
 from csg_edge.datasets.layouts import Example
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema

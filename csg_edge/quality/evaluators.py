@@ -36,11 +36,12 @@ BAND_GAIN = 8.0  # brings the bands of real images, 0.05 on average, to the size
 BATCH = 4  # what fits a cache; 32 images at once took half as long again
 
 LIMITS = (
-    "The segmenter and the encoder saw some hundred real images and the phantom: they know these two sets' anatomy and "
+    "The segmenter and the encoder saw some hundred real images and the phantom: they know these sets' anatomy and "
     "these machines' speckle, and say little about other body regions or scanners until fitted to them.",
     "The encoder was taught to see blur, grain, noise and gain; a flaw of another kind can escape it. "
     "The C2ST on pixels, which is trained afresh on each engine's images, is the guard against that.",
-    "In the nerve and vessel set everything but nerve and vessel is unlabelled, so Dice there judges these two alone.",
+    "In the nerve and vessel set everything but nerve and vessel is unlabelled, so Dice there judges these two alone. "
+    "Where a set labels one structure of several, only it and its surroundings count.",
 )
 
 

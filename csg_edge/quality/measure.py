@@ -137,7 +137,7 @@ def measure_generated(
 
 @dataclass(frozen=True)
 class _Own:
-    """What figures of the generated images need that compare them with their own conditions, seeds and training images."""
+    """What compares generated images with their own conditions, with other seeds and with training images."""
 
     samples: LabelledSet
     again: LabelledSet

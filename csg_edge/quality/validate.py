@@ -36,7 +36,7 @@ from csg_edge.storage import written_whole
 if TYPE_CHECKING:
     from csg_edge.quality.turing import Study
 
-FULL_IMAGES = 500
+FULL_IMAGES = 250
 GATE_IMAGES = 126
 
 

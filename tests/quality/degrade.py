@@ -104,7 +104,7 @@ def _moved(picture: Image, rows: int, columns: int) -> Image:
 
 
 def shuffle_tiles(samples: LabelledSet, *, tile: int = 32, rng: np.random.Generator) -> LabelledSet:
-    """Tiles change places with others of the same main class: the texture of each class stays, what runs through goes."""
+    """Tiles change places with others of their class: its texture stays, what runs through them goes."""
 
     def shuffle(image: Image, mask: Image) -> NDArray[np.float32]:
         places = _tiles(image, tile)
