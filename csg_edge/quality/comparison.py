@@ -37,11 +37,12 @@ def join_name(figure: str, *parts: str) -> str:
 
 
 def compare_images(
-    real: View, made: View, *, seed: int, kernel: Described, full: bool, structure: bool = True
+    real: View, made: View, *, seed: int, kernel: Described, full: bool, classifiers: bool = True
 ) -> tuple[dict[str, Figure], dict[str, C2ST], HistogramGap]:
     """Figures of two sets of images; `full` adds those that compare distributions and need groups enough.
 
-    kernel: features that set the width of the Gaussian kernel. structure: whether figures of structure are wanted.
+    kernel: features that set the width of the Gaussian kernel. classifiers: whether C2ST and figures of structure are
+    wanted.
     """
     groups = real.groups, made.groups
     dice = dice_figure(made, seed=seed)
@@ -56,9 +57,10 @@ def compare_images(
     tests = {}
     if full:
         figures |= distribution_figures(real.described, made.described, groups, seed=seed, kernel=kernel)
+    if classifiers and full:
         tests["c2st"] = c2st_of_features(real.described.pyramid, made.described.pyramid, *groups, seed=seed)
         figures["c2st"] = tests["c2st"].accuracy
-    if structure:
+    if classifiers:
         found, test = structure_figures(real.structure, made.structure, groups, seed=seed, full=full)
         figures |= found
         if test is not None:
@@ -107,7 +109,7 @@ def class_figures(
 
 def figures_by_set(
     real: View, made: View, schema: LabelSchema, *, seed: int, kernel: Described, full: Collection[str],
-    structure: bool = True,
+    classifiers: bool = True,
 ) -> dict[str, Figure]:  # fmt: skip
     """Every figure of every set: `kid/usgra_nerve_vessel`, and those of structure for its classes as well.
 
@@ -122,8 +124,8 @@ def figures_by_set(
         groups = one.groups, other.groups
         # A half of a control can be one large group and a few small ones.
         whole = name in full and min(len(set(one.groups)), len(set(other.groups))) >= LEAST_GROUPS
-        found, _, _ = compare_images(one, other, seed=seed, kernel=kernel, full=whole, structure=structure)
-        if structure:
+        found, _, _ = compare_images(one, other, seed=seed, kernel=kernel, full=whole, classifiers=classifiers)
+        if classifiers:
             found |= class_figures(one.structure, other.structure, groups, schema, seed=seed, full=whole)
         for figure, value in found.items():
             first, *rest = figure.split("/")

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval, interval_where_defined, split_groups
-from csg_edge.quality.c2st import C2ST, c2st_of_pixels, c2st_of_scores
+from csg_edge.quality.c2st import C2ST, c2st_of_features, c2st_of_pixels, c2st_of_scores
+from csg_edge.quality.checks import Features
 from csg_edge.quality.cases import Cases, RealData, set_of
 from csg_edge.quality.comparison import (
     FULL_GROUPS,
@@ -33,8 +34,7 @@ from csg_edge.quality.views import View, positions_by_set
 
 SPLITS = 8  # halvings of the real groups behind the control
 QUICK_SPLITS = 3  # the same with the gates alone
-A_GROUP = 4  # images of a group that take part in the control of structure
-SCALE_IMAGES = 2  # train images of a group that set the scale of the features
+A_GROUP = 3  # images of a group that set the scale of the features, and take part in the control of classifiers
 STAGES = 4  # how often `measure_generated` says what it does next
 
 Note = Callable[[str], None]
@@ -61,20 +61,26 @@ class Yardstick:
     evaluators: Evaluators
     reference: Described  # features of train images: they set the scale of every feature
     view: View  # of the held-out images, in that scale
-    structure: Structure  # of some images of every group, held out or not: no network was trained for it
-    structure_groups: tuple[str, ...]
+    pyramid: Features  # of a few images of every group, held out or not, in that scale
+    structure: Structure  # of the same
+    groups: tuple[str, ...]  # of the same
     to_train: NDArray[np.float32]  # distances of held-out to train images
     seed: int
 
     @classmethod
     def prepare(cls, real: RealData, evaluators: Evaluators, *, seed: int) -> Yardstick:
         """Look at the real images once."""
-        reference = evaluators.describe(_a_few(real.train, SCALE_IMAGES))
+        few = _a_few(real.train, A_GROUP)
+        reference = evaluators.describe(few)
         view = View.of(real.held_out, evaluators, reference)
-        every = _a_few(LabelledSet.join([real.train, real.held_out]), A_GROUP)
-        structure = describe_structure(every, classes=len(evaluators.schema))
+        kept = _few_positions(real.held_out, A_GROUP)
+        pyramid = np.concatenate([reference.standardised(reference).pyramid, view.described.pyramid[kept]])
+        structure = Structure.join(
+            [describe_structure(few, classes=len(evaluators.schema)), view.structure.take(kept)]
+        )  # fmt: skip
+        groups = (*few.groups, *(real.held_out.groups[index] for index in kept))
         to_train = image_distances(real.held_out.images, real.train.images)
-        return cls(real, evaluators, reference, view, structure, every.groups, to_train, seed)
+        return cls(real, evaluators, reference, view, pyramid, structure, groups, to_train, seed)
 
     @property
     def held_out(self) -> Described:
@@ -211,7 +217,7 @@ class _Own:
 def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measured:
     """Real against real: the groups in two halves, over several halvings; Dice on all held-out images.
 
-    Halved are the held-out groups, but for structure all groups, since nothing was trained for it.
+    Halved are the held-out groups, but for the classifiers all groups: half of nine groups is too little to learn from.
     """
     note("real against real")
     view, schema = yardstick.view, yardstick.evaluators.schema
@@ -222,11 +228,11 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
     parts: dict[str, list[Figure]] = {}
     for split in range(SPLITS if pixels else QUICK_SPLITS):
         one, other = (view.take(half) for half in _halves(view.groups, yardstick.random(100 + split)))
-        options = {"seed": yardstick.seed, "kernel": yardstick.held_out, "structure": False}
+        options = {"seed": yardstick.seed, "kernel": yardstick.held_out, "classifiers": False}
         found, _, _ = compare_images(one, other, full=True, **options)  # type: ignore[arg-type]
         found |= figures_by_set(one, other, schema, full=yardstick.full_sets, **options)  # type: ignore[arg-type]
         found = {name: figure for name, figure in found.items() if name.split("/")[0] != "dice"}
-        found |= _structure_control(yardstick, yardstick.random(200 + split))
+        found |= _classifier_control(yardstick, yardstick.random(200 + split))
         if pixels and split == 0:  # the slow one: once
             found["c2st_pixels"] = c2st_of_pixels(one.samples, other.samples, seed=yardstick.seed).accuracy
         for name, figure in found.items():
@@ -235,14 +241,16 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
     return Measured(Subject("real against real", "control", len(view.groups), figures), view.samples)
 
 
-def _structure_control(yardstick: Yardstick, rng: np.random.Generator) -> dict[str, Figure]:
-    """Structure of one half of all groups against the other, pooled, by set and by class."""
+def _classifier_control(yardstick: Yardstick, rng: np.random.Generator) -> dict[str, Figure]:
+    """C2ST and structure of one half of all groups against the other, pooled, by set and by class."""
     every, schema, seed = yardstick.structure, yardstick.evaluators.schema, yardstick.seed
-    halves = _halves(yardstick.structure_groups, rng)
-    groups = [[yardstick.structure_groups[index] for index in half] for half in halves]
+    halves = _halves(yardstick.groups, rng)
+    groups = [[yardstick.groups[index] for index in half] for half in halves]
+    pyramids = [yardstick.pyramid[half] for half in halves]
     one, other = (every.take(half) for half in halves)
     figures, _ = structure_figures(one, other, (groups[0], groups[1]), seed=seed, full=True)
-    full = _full(yardstick.structure_groups)
+    figures["c2st"] = c2st_of_features(pyramids[0], pyramids[1], groups[0], groups[1], seed=seed).accuracy
+    full = _full(yardstick.groups)
     ours = positions_by_set(groups[1])
     for name, positions in positions_by_set(groups[0]).items():
         if name not in full:
@@ -251,6 +259,8 @@ def _structure_control(yardstick: Yardstick, rng: np.random.Generator) -> dict[s
         names = [groups[0][index] for index in positions], [groups[1][index] for index in ours[name]]
         found, _ = structure_figures(first, second, names, seed=seed, full=True)
         found |= class_figures(first, second, names, schema, seed=seed, full=True)
+        sides = pyramids[0][positions], pyramids[1][ours[name]]
+        found["c2st"] = c2st_of_features(*sides, *names, seed=seed).accuracy
         for figure, value in found.items():
             key, *rest = figure.split("/")
             figures[join_name(key, name, *rest)] = value
@@ -278,12 +288,16 @@ def _full(groups: Sequence[str]) -> frozenset[str]:
 
 def _a_few(samples: LabelledSet, count: int) -> LabelledSet:
     """At most `count` images of each group, evenly over it."""
+    return samples.take(_few_positions(samples, count))
+
+
+def _few_positions(samples: LabelledSet, count: int) -> NDArray[np.intp]:
     kept = [
         members[index]
         for members in samples.indices_by_group().values()
         for index in np.unique(np.linspace(0, len(members) - 1, count).round().astype(int))
     ]
-    return samples.take(kept)
+    return np.array(kept, np.intp)
 
 
 def _members(groups: Sequence[str], like: Sequence[str]) -> NDArray[np.intp]:

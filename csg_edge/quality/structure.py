@@ -12,7 +12,7 @@ Angles are those of the fibres, in degrees from the horizontal, positive where t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -65,6 +65,11 @@ class Structure:
             self.features[indices], self.coherence[indices], self.spread[indices], self.direction[indices],
             self.ridges[indices],
         )  # fmt: skip
+
+    @classmethod
+    def join(cls, parts: Sequence[Structure]) -> Structure:
+        """Several as one."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
 
 def describe_structure(samples: LabelledSet, *, classes: int) -> Structure:
