@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,9 @@ class TestGenerate:
         }  # fmt: skip
         assert [path.name for path in out.parent.iterdir()] == ["out"]
         record = json.loads(result.out)  # one JSON object and nothing else
-        assert record == json.loads((out / "generated.json").read_text())
+        written = json.loads((out / "generated.json").read_text())
+        assert len(written.pop("job")) == 64
+        assert record == {**written, "out": str(out), "ms_per_image": record["ms_per_image"], "kept": 0}
         assert (record["target"], record["effective_precision"]) == ("onnxruntime:CPU:fp32", "fp32")
         assert (record["bundle"], record["steps"], record["out"]) == ("msk-256", 1, str(out))
         assert 0 < record["ms_per_image"]["median"] <= record["ms_per_image"]["max"]
@@ -285,12 +288,12 @@ def test_bad_input_is_found_before_the_first_image(
     ("error", "code", "line"),
     [
         (EngineError("openvino: inference failed (out of memory)"), 2, "csg-edge: openvino: inference failed"),
-        (OSError(28, "No space left on device"), 2, "No space left on device); choose another folder"),
+        (OSError(28, "No space left on device"), 2, "No space left on device); free disk space"),
         (KeyboardInterrupt(), 130, "csg-edge: stopped"),
     ],
     ids=["engine", "full disk", "Ctrl-C"],
 )
-def test_trouble_half_way_leaves_nothing(
+def test_trouble_half_way_leaves_whole_images_and_the_next_run_goes_on(
     run: Run,
     phantoms: Path,
     tmp_path: Path,
@@ -303,13 +306,78 @@ def test_trouble_half_way_leaves_nothing(
         yield np.zeros((256, 256), np.uint8)
         raise error
 
-    monkeypatch.setattr(Generator, "stream", stream)
-    before = contents(tmp_path)
-    result = run(*generate(phantoms / "masks", phantoms / "contexts", tmp_path / "result"))
+    whole = tmp_path / "whole"
+    assert run(*generate(phantoms / "masks", phantoms / "contexts", whole, "--sheet")).code == 0
+    arguments = generate(phantoms / "masks", phantoms / "contexts", tmp_path / "result", "--sheet")
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "stream", stream)
+        result = run(*arguments)
     assert (result.code, result.out) == (code, "")
     assert result.err.strip().count("\n") == 0  # click begins a new line after the terminal's ^C
     assert line in result.err
-    assert contents(tmp_path) == before
+    left = contents(tmp_path / "result")
+    assert set(left) == {"000000.png", "masks", "masks/000000.png", "generated.jsonl"}
+    (tmp_path / "result" / "000000.png").write_bytes((whole / "000000.png").read_bytes())  # not the patched one's
+
+    other = run(*arguments, "--seed", 4)
+    assert other.code == 2 and "an unfinished job with other arguments" in other.err
+    again = run(*arguments)
+    assert again.code == 0 and "2 images in" in again.out and "1 of them made before" in again.out
+    assert contents(tmp_path / "result") == contents(whole)
+    finished = run(*arguments)
+    assert finished.code == 0 and "2 of them made before" in finished.out
+    other = run(*arguments, "--seed", 4)
+    assert other.code == 2 and "generated.json of another job" in other.err
+    assert contents(tmp_path / "result") == contents(whole)
+
+
+def test_a_torn_record_and_left_overs_of_a_killed_run_do_no_harm(run: Run, phantoms: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(*generate(phantoms / "masks", phantoms / "contexts", whole)).code == 0
+    digest = json.loads((whole / "generated.json").read_text())["job"]
+    (out / "masks").mkdir(parents=True)
+    for name in ("000000.png", "masks/000000.png", "masks/000001.png"):
+        (out / name).write_bytes((whole / name).read_bytes())
+    (out / ".000001.png.partial-1-aa").write_bytes(b"half")
+    (out / "masks" / ".000001.png.partial-1-aa").write_bytes(b"half")
+    (out / "generated.jsonl").write_text(f'{{"job": "{digest}"}}\n{{"name": "000000"}}\n{{"name": "00')
+    result = run(*generate(phantoms / "masks", phantoms / "contexts", out))
+    assert result.code == 0 and "1 of them made before" in result.out
+    assert contents(out) == contents(whole)
+
+
+def test_an_image_that_was_taken_away_is_made_again(run: Run, phantoms: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(*generate(phantoms / "masks", phantoms / "contexts", whole)).code == 0
+    digest = json.loads((whole / "generated.json").read_text())["job"]
+    (out / "masks").mkdir(parents=True)
+    (out / "generated.jsonl").write_text(f'{{"job": "{digest}"}}\n{{"name": "000000"}}\n')
+    assert run(*generate(phantoms / "masks", phantoms / "contexts", out)).code == 0
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_next_run_completes_with_the_same_bytes(phantoms: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+
+    def command(out: Path) -> list[str]:
+        options = ["--runtime", "openvino", "--precision", "int8", "--count", "150"]
+        found = generate(phantoms / "masks", phantoms / "contexts", out, *options)
+        return [sys.executable, "-m", "csg_edge", *map(str, found)]
+
+    start = time.monotonic()
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    took = time.monotonic() - start
+    expected = contents(tmp_path / "whole")
+    assert len(expected) == 300 * 2 + 2
+    for kill in range(5):
+        out = tmp_path / f"killed{kill}"
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(took * random.uniform(0.2, 1.0))
+        process.kill()
+        process.wait()
+        subprocess.run(command(out), check=True, capture_output=True)
+        assert contents(out) == expected
 
 
 @pytest.mark.parametrize("command", ["generate", "info", "verify"])

@@ -103,7 +103,8 @@ def test_255_says_nothing_of_its_pixels_unless_it_is_white_on_black(tmp_path: Pa
     assert check_mask(mask, MSK_SCHEMA, name="mask") is mask
     assert np.array_equal(read_mask(saved(tmp_path / "partly.png", mask), MSK_SCHEMA), mask)
     mask[0, 0] = 0
-    assert_mask_refused(saved(tmp_path / "binary.png", mask), "only 0 and 255", "save class indices, 0..9")
+    problem, remedy = "only 0 and 255, as a picture in black and white", "save class indices, 0..9"
+    assert_mask_refused(saved(tmp_path / "binary.png", mask), problem, remedy)
     mask[0, 0] = 10
     with pytest.raises(InputError, match="class index 10 is outside the schema"):
         check_mask(mask, MSK_SCHEMA, name="mask")

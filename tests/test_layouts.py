@@ -144,6 +144,25 @@ def test_nnunet(tmp_path: Path, ending: str) -> None:
     assert find_sets(tmp_path) == [folder]
 
 
+def test_an_ignore_label_of_nnunet_says_nothing(tmp_path: Path) -> None:
+    labels = {"background": 0, "tendon": 1, "ignore": 2}
+    folder = nnunet_set(tmp_path / "Dataset001_Leg", labels=labels)
+    assert everything(folder)["case0"][2] == (0, MSK_SCHEMA.index("tendon"), NO_MASK)
+
+
+@pytest.mark.parametrize(
+    ("labels", "meant"),
+    [
+        ({"background": 0, "tendon": [1, 2], "ditf": [2]}, (0, 7, 9)),  # a tear inside its tendon
+        ({"background": 0, "whole": [1, 2], "tendon": 1, "bone": 2}, (0, 7, 8)),  # a region without pixels of its own
+        ({"background": 0, "tendon": [1, 2]}, (0, 7)),
+    ],
+)
+def test_regions_of_nnunet_that_nest_are_taken(tmp_path: Path, labels: dict[str, Any], meant: tuple[int, ...]) -> None:
+    folder = nnunet_set(tmp_path / "Dataset001_Leg", labels=labels)
+    assert everything(folder)["case0"][2] == meant
+
+
 def test_the_first_fold_of_nnunet_is_kept(tmp_path: Path) -> None:
     folder = nnunet_set(tmp_path / "Dataset001_Leg")
     folds = [{"train": NAMES[2:], "val": NAMES[:2]}, {"train": NAMES[:2], "val": NAMES[2:]}]
@@ -302,8 +321,13 @@ def test_bad_folders(tmp_path: Path, case: str) -> None:
         ({"file_ending": ".nii.gz"}, r"dataset\.json: \.nii\.gz images are not read; convert them to \.png or \.tif"),
         ({"channel_names": {"0": "R", "1": "G", "2": "B"}}, r"dataset\.json: 3 channels; one channel of grey levels"),
         ({"labels": {"0": "background", "1": "muscle"}}, r"dataset\.json: labels must number the classes 0, 1"),
-        ({"labels": {"background": 0, "muscle": [1, 2]}}, r"dataset\.json: labels must number the classes 0, 1"),
-        ({"labels": {"background": 0, "ignore": 1}}, r"dataset\.json: an ignore label; relabel those pixels"),
+        ({"labels": {"background": 0, "muscle": [1, 3]}}, r"dataset\.json: labels must number the classes 0, 1"),
+        (
+            {"labels": {"background": 0, "ignore": 1, "muscle": 2}},
+            r"dataset\.json: the ignore label must be the highest",
+        ),
+        ({"labels": {"background": 0, "ignore": 1}}, r"dataset\.json: label schema: 1 classes"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": [2, 3]}}, r"regions a and b overlap and neither is inside"),
         ({"labels": None}, r"dataset\.json: no file_ending, labels or channel_names"),
     ],
 )

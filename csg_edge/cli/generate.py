@@ -77,8 +77,11 @@ def generate(
     from csg_edge.machine import processor_name
 
     pace = record["ms_per_image"]
-    click.echo(f"{len(jobs)} images in {out}" + (f", contact sheet {out / folders.SHEET_NAME}" if sheet else ""))
+    kept = f", {record['kept']} of them made before" if record["kept"] else ""
+    click.echo(f"{len(jobs)} images in {out}{kept}" + (f", contact sheet {out / folders.SHEET_NAME}" if sheet else ""))
     click.echo(f"runtime: {choice}")
+    if pace is None:
+        return
     click.echo(
         f"{record['target']} (computing in {record['effective_precision']}), {steps} step{'s' * (steps > 1)}: "
         f"median {pace['median']:.1f} ms, max {pace['max']:.1f} ms per image on {processor_name()}"

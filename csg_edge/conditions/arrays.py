@@ -12,15 +12,13 @@ from csg_edge.labels import NO_MASK, LabelSchema
 def check_mask(mask: NDArray[np.uint8], schema: LabelSchema, *, name: str) -> NDArray[np.uint8]:
     """Return the mask if it is (H, W) uint8 with every index inside the schema, or NO_MASK where nothing is said.
 
-    Raise InputError naming it otherwise, or if it is 0 and NO_MASK alone: a picture in black and white, not classes.
+    Raise InputError naming it otherwise.
     """
     if not isinstance(mask, np.ndarray):
         raise InputError(f"{name}: got {type(mask).__name__}; give class indices as a NumPy array (H, W) uint8")
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
         raise InputError(f"{name}: shape {mask.shape}, {mask.dtype}; give class indices as (H, W) uint8")
     said = mask[mask != NO_MASK]
-    if said.size and said.size < mask.size and not said.any():
-        raise InputError(f"{name}: only 0 and {NO_MASK}; save class indices, 0..{len(schema) - 1}, not black and white")
     highest = int(said.max(initial=0))
     if highest >= len(schema):
         raise InputError(

@@ -71,6 +71,10 @@ def read_mask(path: Path, schema: LabelSchema) -> NDArray[np.uint8]:
         )
     if array.size and (array == NO_MASK).all():
         raise InputError(f"{path}: {NO_MASK} everywhere, which means no mask; give --mask none if that is meant")
+    if (array == NO_MASK).any() and not array[array != NO_MASK].any():
+        raise InputError(
+            f"{path}: only 0 and {NO_MASK}, as a picture in black and white; save class indices, 0..{len(schema) - 1}"
+        )
     return check_mask(array, schema, name=str(path))
 
 

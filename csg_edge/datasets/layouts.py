@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from csg_edge.conditions import dicom
 from csg_edge.conditions.files import IMAGE_SUFFIXES, is_image_name, read_context, read_mask
+from csg_edge.datasets.nnunet_labels import StoredLabels, parse_labels
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 
@@ -51,7 +52,8 @@ class Source:
 class FolderSet:
     """A labelled folder; `classes` are the set's own, in the order of its mask indices.
 
-    partly_labelled: class 0 means that nobody labelled these pixels, not that none of the classes is there.
+    partly_labelled: class 0 means that nobody labelled these pixels, not that none of the classes is there. stored:
+    what the numbers in the masks mean, where they are not the indices of `classes`.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class FolderSet:
     images: tuple[Source, ...]
     masks: tuple[Path, ...]
     partly_labelled: bool = False
+    stored: StoredLabels | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +77,9 @@ class FolderSet:
         """
         source, mask_path = self.images[position], self.masks[position]
         image = read_context(source.path, frame=source.frame)
-        mask = read_mask(mask_path, self.classes)
+        mask = read_mask(mask_path, self.stored.numbers if self.stored else self.classes)
+        if self.stored:
+            mask = self.stored.table[mask]
         if image.shape != mask.shape and dicom.is_dicom(source.path):
             mask = dicom.crop_to_region(mask, source.path)
         if image.shape != mask.shape:
@@ -190,12 +195,7 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
         raise InputError(f"{path}: {ending} images are not read; convert them to .png or .tif, which nnU-Net reads too")
     if len(channels) != 1:
         raise InputError(f"{path}: {len(channels)} channels; one channel of grey levels is read")
-    if "ignore" in labels:
-        raise InputError(f"{path}: an ignore label; relabel those pixels as background, which means unlabelled")
-    numbers = [number for number in labels.values() if type(number) is int]
-    if sorted(numbers) != list(range(len(labels))):
-        raise InputError(f'{path}: labels must number the classes 0, 1, ..., as {{"background": 0, "muscle": 1}} does')
-    classes = _schema(sorted(labels, key=labels.__getitem__), path)
+    stored = parse_labels(labels, path)
 
     files = _list_files(directory / "imagesTr", suffixes=(ending.lower(),))
     for name, file in files.items():
@@ -203,13 +203,11 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
             raise InputError(f"{file}: not named NAME_0000{ending}; name images so, of one channel each")
     images = {name.removesuffix("_0000"): Source(file) for name, file in files.items()}
     masks = _list_files(directory / "labelsTr", suffixes=(ending.lower(),))
-    found = _pair(directory, "nnU-Net v2", classes, images, masks, masks_in=directory / "labelsTr")
+    found = _pair(directory, "nnU-Net v2", stored.classes, images, masks, masks_in=directory / "labelsTr")
+    found = replace(found, stored=stored)
     if not (directory / NNUNET_SPLITS).is_file():
         return found
-    return FolderSet(
-        found.path, found.layout, found.classes, _split_by_fold(directory / NNUNET_SPLITS, found.examples),
-        found.images, found.masks,
-    )  # fmt: skip
+    return replace(found, examples=_split_by_fold(directory / NNUNET_SPLITS, found.examples))
 
 
 def _split_by_fold(path: Path, examples: tuple[Example, ...]) -> tuple[Example, ...]:

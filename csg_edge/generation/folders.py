@@ -6,11 +6,9 @@ Which mask meets which context and seed, and writing the images so that nothing 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,15 +20,16 @@ from numpy.typing import NDArray
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
 from csg_edge.errors import InputError
+from csg_edge.generation import journal
 from csg_edge.generation.generator import Generator
 from csg_edge.labels import NO_MASK
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
+from csg_edge.storage import written_whole
 
 if TYPE_CHECKING:
     from csg_edge.conditions.contexts import Chosen
 
-RECORD_NAME = "generated.json"
 SHEET_NAME = "contact_sheet.png"
 SHEET_ROWS = 16
 KEPT = 256  # masks, and contexts, of 64 KB each at 256 x 256
@@ -217,14 +216,16 @@ class Inputs:
 
 
 def check_output(out: Path, jobs: Sequence[Job]) -> None:
-    """Raise InputError if writing would replace a file or cannot work."""
+    """Raise InputError if writing would replace a file of something else or cannot work."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: a file is in the way; give a folder")
     for job in jobs:
         if f"{job.name}.png" == SHEET_NAME:
             source = job.mask or job.context
             raise InputError(f"{source}: {SHEET_NAME} is the name of the contact sheet; rename this file")
-    for name in (*(f"{job.name}.png" for job in jobs), RECORD_NAME, SHEET_NAME, "masks"):
+    if (out / journal.GROWING).is_file() or _is_record(out / journal.FINISHED):
+        return  # of a job, perhaps this one, which the journal tells
+    for name in (*(f"{job.name}.png" for job in jobs), journal.FINISHED, SHEET_NAME, "masks"):
         if (out / name).exists():
             raise InputError(f"--out {out}: {name} is already there; choose another folder or move it away")
 
@@ -232,68 +233,105 @@ def check_output(out: Path, jobs: Sequence[Job]) -> None:
 def run(jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool) -> dict[str, Any]:
     """Make every image: `NAME.png`, its labels `masks/NAME.png` at the same size, and the record of what was drawn.
 
-    An image that was made without a mask has no labels, and none are written. All files are written aside and moved
-    into `out` at the end. Returns the record with latencies in milliseconds.
+    An image that was made without a mask has no labels, and none are written. Files appear whole, one by one; what an
+    earlier run of the same job has left is kept, and the job goes on from there (see `journal`). Returns the record
+    with latencies in milliseconds, of this run. Raises InputError for a folder of another job, or what cannot be
+    written.
     """
-    aside = out.parent / f".{out.name}.partial-{os.getpid()}"
+    record = _record(jobs, generator)
+    kept = journal.Journal(out, journal.job_digest(_identity(jobs, record)))
+    if kept.finished:
+        return {"out": str(out), **record, "ms_per_image": None, "kept": len(jobs)}
+    if _is_record(out / journal.FINISHED):
+        raise InputError(
+            f"--out {out}: {journal.FINISHED} of another job is there; choose another folder or move it away"
+        )
     inputs = Inputs(generator)
     inputs.check(jobs)
-    progress = Progress("generate", len(jobs), unit="images")
-    milliseconds: list[float] = []
-    rows: list[tuple[Image, Image, Image]] = []
+    done = {name for name in kept.done if all(path.is_file() for path in _files(out, name, jobs))}
+    todo = [job for job in jobs if job.name not in done]
+    progress = Progress("generate", len(jobs), done=len(done), unit="images")
     try:
-        aside.mkdir(parents=True)
-        if any(job.mask for job in jobs):
-            (aside / "masks").mkdir()
-        images = generator.stream(
-            (inputs.mask(job) for job in jobs),
-            (inputs.context(job) for job in jobs),
-            (job.seed for job in jobs),
-        )
-        start = time.perf_counter()
-        for job, image in zip(jobs, images, strict=True):
-            mask = inputs.mask(job) if job.mask is not None else np.zeros_like(image)
-            write_png(aside / f"{job.name}.png", image)
-            if job.mask is not None:
-                write_png(aside / "masks" / f"{job.name}.png", mask)
-            if len(rows) < SHEET_ROWS:
-                rows.append((mask, inputs.context(job), image))
-            progress.advance()
-            now = time.perf_counter()
-            milliseconds.append(1e3 * (now - start))
-            start = now
+        with kept.growing() as file:
+            if any(job.mask for job in jobs):
+                (out / "masks").mkdir(exist_ok=True)
+            milliseconds = []
+            for job, took in _make(todo, generator, inputs, out):
+                journal.Journal.add(file, job.name)
+                milliseconds.append(took)
+                progress.advance()
         if sheet:
-            from csg_edge.generation.sheets import contact_sheet
-
-            write_png(aside / SHEET_NAME, contact_sheet(rows, generator.bundle.manifest.schema))
-        record = _record(jobs, generator, milliseconds, out)
-        (aside / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _move(aside, out)
+            _write_sheet(jobs[:SHEET_ROWS], generator, inputs, out)
+        kept.finish(record)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot write ({error.strerror or error}); choose another folder") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return record
-
-
-def _record(jobs: Sequence[Job], generator: Generator, milliseconds: Sequence[float], out: Path) -> dict[str, Any]:
+        raise InputError(
+            f"--out {out}: cannot write ({error.strerror or error}); free disk space or mend the permissions and run "
+            "the same command again, or choose another folder"
+        ) from None
     timed = milliseconds[1:] or milliseconds  # the first call still warms caches
+    # From one image to the next, reading and writing included, which overlap with generating.
+    pace = {"median": statistics.median(timed), "max": max(timed), "images": len(timed)} if timed else None
+    return {"out": str(out), **record, "ms_per_image": pace, "kept": len(done)}
+
+
+def _make(jobs: Sequence[Job], generator: Generator, inputs: Inputs, out: Path) -> Iterator[tuple[Job, float]]:
+    """Make the images and write their files; each job with the milliseconds since the one before."""
+    images = generator.stream(
+        (inputs.mask(job) for job in jobs),
+        (inputs.context(job) for job in jobs),
+        (job.seed for job in jobs),
+    )
+    start = time.perf_counter()
+    for job, image in zip(jobs, images, strict=True):
+        if job.mask is not None:
+            with written_whole(out / "masks" / f"{job.name}.png") as aside:
+                write_png(aside, inputs.mask(job))
+        with written_whole(out / f"{job.name}.png") as aside:
+            write_png(aside, image)
+        now = time.perf_counter()
+        yield job, 1e3 * (now - start)
+        start = now
+
+
+def _write_sheet(jobs: Sequence[Job], generator: Generator, inputs: Inputs, out: Path) -> None:
+    from csg_edge.generation.sheets import contact_sheet
+
+    rows = []
+    for job in jobs:
+        image = read_context(out / f"{job.name}.png")
+        mask = inputs.mask(job) if job.mask is not None else np.zeros_like(image)
+        rows.append((mask, inputs.context(job), image))
+    with written_whole(out / SHEET_NAME) as aside:
+        write_png(aside, contact_sheet(rows, generator.bundle.manifest.schema))
+
+
+def _files(out: Path, name: str, jobs: Sequence[Job]) -> list[Path]:
+    masks = [out / "masks" / f"{name}.png"] if any(job.mask for job in jobs) else []
+    return [out / f"{name}.png", *masks]
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is the record of a job."""
+    try:
+        return "job" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _record(jobs: Sequence[Job], generator: Generator) -> dict[str, Any]:
     return {
-        "out": str(out),
         "bundle": generator.bundle.manifest.name,
         "target": generator.engine.target,
         "choice": asdict(generator.choice),
         "effective_precision": generator.runtime.effective_precision,
         "steps": generator.engine.steps,
-        # From one image to the next, reading and writing included, which overlap with generating.
-        "ms_per_image": {"median": statistics.median(timed), "max": max(timed), "images": len(timed)},
         "images": [job.row() for job in jobs],
     }
 
 
-def _move(source: Path, target: Path) -> None:
-    if not target.exists():
-        os.replace(source, target)
-        return
-    for item in sorted(source.iterdir()):
-        os.replace(item, target / item.name)
+def _identity(jobs: Sequence[Job], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job is told by: its arguments, its engine, and the files that it reads, by size and time of change."""
+    paths = {path for job in jobs for _, path in _paths(job) if path is not None}
+    stats = {str(path): path.stat() for path in paths}
+    files = {path: [found.st_size, found.st_mtime_ns] for path, found in stats.items()}
+    return {**{name: value for name, value in record.items() if name != "choice"}, "files": files}

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval, interval_where_defined, split_groups
 from csg_edge.quality.c2st import C2ST, c2st_of_features, c2st_of_pixels, c2st_of_scores
-from csg_edge.quality.checks import Features
 from csg_edge.quality.cases import Cases, RealData, set_of
+from csg_edge.quality.checks import Features
 from csg_edge.quality.comparison import (
     FULL_GROUPS,
     class_figures,

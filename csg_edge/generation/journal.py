@@ -1,0 +1,90 @@
+"""The record of a long job that grows with it, so that a job that was killed goes on where it was.
+
+`generated.jsonl` lies in the output folder while the job runs: a line that says which job it is, then a line for each
+image whose files are whole. A line torn by a crash counts for nothing. At the end `generated.json` takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from csg_edge.errors import InputError
+from csg_edge.storage import write_json
+
+GROWING, FINISHED = "generated.jsonl", "generated.json"
+
+
+def job_digest(job: Mapping[str, Any]) -> str:
+    """Stands for everything that decides the bytes of a job's files."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """What an output folder holds of a job. Raises InputError where the folder belongs to another job."""
+
+    def __init__(self, out: Path, digest: str) -> None:
+        self.out, self.digest = out, digest
+        self.finished = self._finished_digest() == digest
+        self.done = self._read_done()
+
+    @contextmanager
+    def growing(self) -> Iterator[IO[str]]:
+        """The growing record, opened to add lines; made with its first line if it is not there."""
+        path = self.out / GROWING
+        self.out.mkdir(parents=True, exist_ok=True)
+        _remove_left_overs(self.out)
+        lines = [{"job": self.digest}, *({"name": name} for name in self.done)]
+        # Written anew, so that a torn line does not stay.
+        aside = path.with_name(f".{GROWING}.partial-{os.getpid()}")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(aside, path)
+        with path.open("a", encoding="utf-8") as file:
+            yield file
+
+    @staticmethod
+    def add(file: IO[str], name: str) -> None:
+        """Say that the files of an image are whole."""
+        file.write(json.dumps({"name": name}) + "\n")
+        file.flush()
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Put the whole record in place of the growing one."""
+        write_json(self.out / FINISHED, {"job": self.digest, **record})
+        with suppress(FileNotFoundError):
+            (self.out / GROWING).unlink()
+
+    def _finished_digest(self) -> str:
+        try:
+            return str(json.loads((self.out / FINISHED).read_text(encoding="utf-8")).get("job", ""))
+        except (OSError, ValueError, AttributeError):
+            return ""
+
+    def _read_done(self) -> list[str]:
+        """Names of the images that an earlier run finished, in its order."""
+        path = self.out / GROWING
+        if not path.is_file():
+            return []
+        lines = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                lines.append(json.loads(line))
+        if not lines or not isinstance(lines[0], dict) or lines[0].get("job") != self.digest:
+            raise InputError(
+                f"--out {self.out}: an unfinished job with other arguments or files is there; run its command again to "
+                f"finish it, choose another folder, or remove {GROWING} and its images"
+            )
+        return list(dict.fromkeys(str(line["name"]) for line in lines[1:] if isinstance(line, dict) and "name" in line))
+
+
+def _remove_left_overs(out: Path) -> None:
+    """Files that a killed run was writing; the folder is this job's own."""
+    for folder in (out, out / "masks"):
+        for path in folder.glob(".*.partial-*"):
+            with suppress(OSError):
+                path.unlink()
