@@ -16,7 +16,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self._done = self._start_done = done
         self._start = self._shown = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a service has closed it
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
         self._done += count
@@ -30,7 +30,8 @@ class Progress:
         line = f"{self.label}: {self._done}/{self.total} {self.unit}".rstrip()
         line += f", {rate:.2f}/s, {_clock(remaining)} left" + (f", {note}" if note else "")
         end = "" if self._terminal and self._done < self.total else "\n"
-        print(("\r\033[K" if self._terminal else "") + line, end=end, file=sys.stderr, flush=True)
+        if sys.stderr is not None:
+            print(("\r\033[K" if self._terminal else "") + line, end=end, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from numpy.typing import NDArray
 
 import csg_edge
@@ -95,7 +97,7 @@ class TestGenerate:
         record = json.loads(result.out)  # one JSON object and nothing else
         written = json.loads((out / "generated.json").read_text())
         assert len(written.pop("job")) == 64
-        assert record == {**written, "out": str(out), "ms_per_image": record["ms_per_image"], "kept": 0}
+        assert record == {**written, "out": str(out), "ms_per_image": record["ms_per_image"], "kept": 0, "notes": []}
         assert (record["target"], record["effective_precision"]) == ("onnxruntime:CPU:fp32", "fp32")
         assert (record["bundle"], record["steps"], record["out"]) == ("msk-256", 1, str(out))
         assert 0 < record["ms_per_image"]["median"] <= record["ms_per_image"]["max"]
@@ -343,6 +345,26 @@ def test_a_torn_record_and_left_overs_of_a_killed_run_do_no_harm(run: Run, phant
     (out / "generated.jsonl").write_text(f'{{"job": "{digest}"}}\n{{"name": "000000"}}\n{{"name": "00')
     result = run(*generate(phantoms / "masks", phantoms / "contexts", out))
     assert result.code == 0 and "1 of them made before" in result.out
+    assert contents(out) == contents(whole)
+
+
+def test_text_burned_into_a_context_is_said(run: Run, phantoms: Path, tmp_path: Path) -> None:
+    grey = read_context(phantoms / "contexts" / "000000.png")
+    for name, says in (("a", "YES"), ("b", "NO")):
+        write_dicom(phantoms / f"{name}.dcm", grey, BurnedInAnnotation=says)
+        result = run(*generate(phantoms / "masks", phantoms / f"{name}.dcm", tmp_path / name))
+        assert result.code == 0
+        assert ("a.dcm: says that text is burned into its pixels" in result.err) == (says == "YES")
+
+
+@pytest.mark.parametrize("closed", ["0<&- >&- 2>&-", ">&-", "2>&-"])
+def test_closed_streams_do_not_stop_the_work(phantoms: Path, tmp_path: Path, closed: str) -> None:
+    """As services and job schedulers start programs."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for folder, streams in ((whole, ""), (out, closed)):
+        arguments = map(str, generate(phantoms / "masks", phantoms / "contexts", folder))
+        command = shlex.join([sys.executable, "-m", "csg_edge", *arguments])
+        assert subprocess.run(f"{command} {streams}", shell=True, check=False).returncode == 0
     assert contents(out) == contents(whole)
 
 

@@ -71,6 +71,8 @@ def generate(
     ) as generator:
         record = folders.run(jobs, generator, out, sheet=sheet)
         choice = str(generator.choice)
+    for note in record["notes"]:
+        click.echo(f"csg-edge: note: {note}", err=True)
     if as_json:
         print_json(record)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ class OneLineErrors(click.Group):
     """A group whose every error is one line on stderr and exit code 2, with no usage text and no traceback."""
 
     def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        _open_closed_streams()
         options["standalone_mode"] = False
         try:
             code = super().main(args, *arguments, **options)
@@ -45,6 +47,20 @@ class OneLineErrors(click.Group):
                 f"{error.filename or 'file'}: {error.strerror or error}; check the path, its permissions and free space"
             )
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Give what a service has closed to the null device; the next file opened would else take its number.
+
+    A native library that writes to standard output would then write into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _fail(message: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.conditions import dicom
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
 from csg_edge.errors import InputError
@@ -207,12 +208,22 @@ class Inputs:
     def context(self, job: Job) -> Image:
         return self._context(job.context)
 
-    def check(self, jobs: Sequence[Job]) -> None:
-        """Read every mask and context, so that bad input is found before the first image is made."""
+    def check(self, jobs: Sequence[Job]) -> list[str]:
+        """Read every mask and context, so that bad input is found before the first image is made.
+
+        Returns what a user should know of the files though they can be used.
+        """
         for job in {(job.mask, job.vary_seed): job for job in jobs}.values():
             self.mask(job)
         for job in {job.context: job for job in jobs}.values():
             self.context(job)
+        contexts = {job.context for job in jobs if job.context is not None}
+        return [
+            f"{path}: says that text is burned into its pixels (BurnedInAnnotation YES); look for names before "
+            "you share images made with it"
+            for path in sorted(contexts)
+            if dicom.is_dicom(path) and dicom.says_burned_in(path)
+        ]
 
 
 def check_output(out: Path, jobs: Sequence[Job]) -> None:
@@ -241,13 +252,13 @@ def run(jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool) ->
     record = _record(jobs, generator)
     kept = journal.Journal(out, journal.job_digest(_identity(jobs, record)))
     if kept.finished:
-        return {"out": str(out), **record, "ms_per_image": None, "kept": len(jobs)}
+        return {"out": str(out), **record, "ms_per_image": None, "kept": len(jobs), "notes": []}
     if _is_record(out / journal.FINISHED):
         raise InputError(
             f"--out {out}: {journal.FINISHED} of another job is there; choose another folder or move it away"
         )
     inputs = Inputs(generator)
-    inputs.check(jobs)
+    notes = inputs.check(jobs)
     done = {name for name in kept.done if all(path.is_file() for path in _files(out, name, jobs))}
     todo = [job for job in jobs if job.name not in done]
     progress = Progress("generate", len(jobs), done=len(done), unit="images")
@@ -271,7 +282,7 @@ def run(jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool) ->
     timed = milliseconds[1:] or milliseconds  # the first call still warms caches
     # From one image to the next, reading and writing included, which overlap with generating.
     pace = {"median": statistics.median(timed), "max": max(timed), "images": len(timed)} if timed else None
-    return {"out": str(out), **record, "ms_per_image": pace, "kept": len(done)}
+    return {"out": str(out), **record, "ms_per_image": pace, "kept": len(done), "notes": notes}
 
 
 def _make(jobs: Sequence[Job], generator: Generator, inputs: Inputs, out: Path) -> Iterator[tuple[Job, float]]:
