@@ -143,7 +143,7 @@ def _score(key: Path, answers: tuple[Path, ...], *, as_json: bool) -> None:
 @click.option(
     "--out", required=True, type=FOLDER, help="Folder to write the evaluators to; checkpoints go to OUT/runs."
 )
-@click.option("--segmenter-iterations", default=2600, show_default=True, help="May be raised when resuming.")
+@click.option("--segmenter-iterations", default=3000, show_default=True, help="May be raised when resuming.")
 @click.option("--encoder-iterations", default=500, show_default=True, help="May be raised when resuming.")
 @seed_option
 def fit_evaluators(

@@ -132,7 +132,6 @@ def _read_header(dataset: Any, path: Path) -> Header:
 
 def _decode(dataset: Any, header: Header, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
     """(H, W) or (H, W, 3) stored values and the photometric interpretation they have after decoding."""
-    from pydicom.config import IGNORE
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
@@ -144,11 +143,13 @@ def _decode(dataset: Any, header: Header, path: Path, frame: int | None) -> tupl
         raise InputError(f"{path}: no pixel data; give a DICOM image")
     if not header.syntax:
         raise InputError(f"{path}: no transfer syntax, so its pixel data cannot be told; export it again")
-    syntax = UID(header.syntax, IGNORE)
     try:
-        decoder = get_decoder(syntax)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            syntax = UID(header.syntax)
+            decoder = get_decoder(syntax)
     except Exception as error:  # a UID that is none
-        raise InputError(f"{path}: transfer syntax {syntax} is not known; export it uncompressed") from error
+        raise InputError(f"{path}: transfer syntax {header.syntax} is not known; export it uncompressed") from error
     if not decoder.is_available:
         raise InputError(
             f"{path}: no decoder for {syntax.name} is installed; install one that pydicom uses (pylibjpeg, gdcm) "
