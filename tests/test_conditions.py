@@ -283,7 +283,7 @@ def test_several_images_in_one_tiff_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "stack.tif"
     path.write_bytes(cv2.imencodemulti(".tif", [MASK, MASK])[1].tobytes())
     for read in (read_context, lambda path: read_mask(path, MSK_SCHEMA)):
-        with pytest.raises(InputError, match=r"stack\.tif: a TIFF of 2 images; save each as a file of its own"):
+        with pytest.raises(InputError, match=r"stack\.tif: a TIFF of 2 images; name one, stack.tif#0 to #1"):
             read(path)
 
 
@@ -343,3 +343,51 @@ def test_shrinking_an_image_averages_areas() -> None:
     image = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
     blocks = image.reshape(16, 4, 16, 4).mean(axis=(1, 3))
     np.testing.assert_allclose(resize_image(image, 16, 16), blocks, atol=0.51)
+
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nmuscle:255,0,0::\nnerve:0,0,250::\n"
+
+
+def coloured(*colours: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Columns of some (red, green, blue) colours, as OpenCV writes them."""
+    return np.array([[colour[::-1] for colour in colours]] * 4, np.uint8).repeat(2, axis=1)
+
+
+def test_colours_are_read_by_a_labelmap_beside_the_mask_or_one_up(tmp_path: Path) -> None:
+    folder = tmp_path / "SegmentationClass"
+    folder.mkdir()
+    path = saved(folder / "a.png", coloured((0, 0, 0), (255, 0, 0), (0, 0, 250)))
+    assert_mask_refused(path, "a colour mask", "labelmap.txt")
+    (tmp_path / "labelmap.txt").write_text(LABELMAP)
+    assert read_mask(path, MSK_SCHEMA)[0].tolist() == [0, 0, 3, 3, 5, 5]
+    (folder / "labelmap.txt").write_text(LABELMAP.replace("muscle", "bone"))
+    assert read_mask(path, MSK_SCHEMA)[0].tolist() == [0, 0, 8, 8, 5, 5]
+    (tmp_path / "mine.txt").write_text(LABELMAP.replace("muscle", "tendon"))
+    assert read_mask(path, MSK_SCHEMA, colours=tmp_path / "mine.txt")[0].tolist() == [0, 0, 7, 7, 5, 5]
+    assert np.array_equal(read_mask(saved(folder / "b.png", MASK), MSK_SCHEMA), MASK)  # indices stay indices
+
+
+def test_an_unknown_colour_names_its_pixel(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", coloured((0, 0, 0), (254, 0, 0)))
+    (tmp_path / "labelmap.txt").write_text(LABELMAP)
+    assert_mask_refused(path, "colour 254,0,0 at row 0, column 2 is not in", "add a line name:red,green,blue")
+    (tmp_path / "labelmap.txt").write_text(LABELMAP + "liver:254,0,0::\n")
+    with pytest.raises(InputError, match=r"labelmap\.txt: label schema: no class 'liver'"):
+        read_mask(path, MSK_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("muscle 255,0,0", "line 1: write name:red,green,blue"),
+        ("a:1,2,3\nmuscle:1,2", "line 2: write name"),
+        ("muscle:256,0,0", "line 1: 256,0,0; give levels from 0 to 255"),
+        ("a:1,2,3\nb:1,2,3", "line 2: colour 1,2,3 stands for two classes"),
+        ("# nothing", "no colours"),
+    ],
+)
+def test_a_bad_labelmap_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = saved(tmp_path / "a.png", coloured((0, 0, 0), (255, 0, 0)))
+    (tmp_path / "labelmap.txt").write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_mask(path, MSK_SCHEMA)

@@ -125,7 +125,7 @@ def test_a_frame_of_a_clip(tmp_path: Path) -> None:
     assert dicom.frame_count(path) == 2
     np.testing.assert_array_equal(read_context(path, frame=0), GREY)
     np.testing.assert_array_equal(read_context(path, frame=1), GREY[::-1])
-    with pytest.raises(InputError, match=r"a\.dcm: 2 frames; export the one you want as a file of its own"):
+    with pytest.raises(InputError, match=r"a\.dcm: 2 frames; name one, a\.dcm#0 to #1"):
         read_context(path)
     with pytest.raises(InputError, match=r"a\.dcm: no frame 2; it has 2"):
         read_context(path, frame=2)

@@ -208,6 +208,17 @@ def test_what_nobody_labelled_is_neither_background_nor_counted(tmp_path: Path) 
         open_folder(partly)
 
 
+def test_a_folder_of_colour_masks_has_the_classes_of_its_labelmap(tmp_path: Path) -> None:
+    folder = plain_set(tmp_path / "cvat")
+    (folder / "labels.json").unlink()
+    (folder / "labelmap.txt").write_text("bone:255,0,0::\nbackground:0,0,0::\ntendon:0,255,0::\n")
+    colours = np.array([[0, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
+    for name in NAMES:
+        write_png(folder / "masks" / f"{name}.png", colours[MASK])
+    assert open_folder(folder).classes.names == ("background", "bone", "tendon")
+    assert everything(folder)["case0"][2] == (0, MSK_SCHEMA.index("tendon"), MSK_SCHEMA.index("bone"))
+
+
 @pytest.mark.parametrize(("name", "partly"), [("ccaus_carotid", True), ("timtrack_muscle", False)])
 def test_public_sets_with_few_labels_are_known(real_data: Path, name: str, partly: bool) -> None:
     data = read_set(real_data / name, MSK_SCHEMA, split="val", size=64)
@@ -318,7 +329,10 @@ def test_bad_folders(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"file_ending": ".nii.gz"}, r"dataset\.json: \.nii\.gz images are not read; convert them to \.png or \.tif"),
+        (
+            {"file_ending": ".mha"},
+            r"dataset\.json: \.mha images are not read; convert them to \.png, \.tif or \.nii\.gz",
+        ),
         ({"channel_names": {"0": "R", "1": "G", "2": "B"}}, r"dataset\.json: 3 channels; one channel of grey levels"),
         ({"labels": {"0": "background", "1": "muscle"}}, r"dataset\.json: labels must number the classes 0, 1"),
         ({"labels": {"background": 0, "muscle": [1, 3]}}, r"dataset\.json: labels must number the classes 0, 1"),

@@ -49,6 +49,12 @@ CONDITION = Condition(path_type=Path)
     "Default: by name, else drawn.",
 )
 @click.option("--like", type=FOLDER, help="Image whose style contexts shall have, or a folder with the masks' names.")
+@click.option("--frame", help="Which image of a clip, stack or volume: a number from 0, middle or all. Or name FILE#N.")
+@click.option(
+    "--colours",
+    type=FOLDER,
+    help="What the colours of masks mean: lines name:red,green,blue. Else labelmap.txt beside.",
+)
 @click.option("--vary", help="Vary the masks first, for example deform:0.5,tilt:3deg; docs/conditions.md lists all.")
 @click.option("--vary-count", default=1, show_default=True, help="Varied masks made of each mask.")
 @click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
@@ -56,20 +62,21 @@ CONDITION = Condition(path_type=Path)
 @json_option
 def generate(
     mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str,
-    steps: int, seed: int, count: int, select: str | None, like: Path | None, vary: str | None, vary_count: int,
-    sheet: bool, no_cache: bool, as_json: bool,
+    steps: int, seed: int, count: int, select: str | None, like: Path | None, frame: str | None, vary: str | None,
+    vary_count: int, colours: Path | None, sheet: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make an image for each mask, with the appearance of a context."""
     from csg_edge.generation import folders
     from csg_edge.generation.loading import load
 
     given = (None if path is WITHOUT else path for path in (mask, context))
-    jobs = folders.plan(*given, count=count, seed=seed, select=select, like=like, vary=vary, vary_count=vary_count)
+    jobs = folders.plan(*given, count=count, seed=seed, select=select, like=like, vary=vary, vary_count=vary_count,
+                        frame=frame)  # fmt: skip
     folders.check_output(out, jobs)
     with load(
         bundle, runtime=runtime, device=device, precision=precision, steps=steps, cache=not no_cache
     ) as generator:
-        record = folders.run(jobs, generator, out, sheet=sheet)
+        record = folders.run(jobs, generator, out, sheet=sheet, colours=colours)
         choice = str(generator.choice)
     for note in record["notes"]:
         click.echo(f"csg-edge: note: {note}", err=True)

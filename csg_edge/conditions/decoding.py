@@ -81,24 +81,33 @@ def read_header(data: bytes, path: Path) -> Header | None:
         return None
 
 
-def decode_image(data: bytes, path: Path) -> NDArray[Any]:
-    """Decode an image file as it is, upright: (H, W) or (H, W, channels) of any dtype. Raises InputError naming it."""
+def decode_image(data: bytes, path: Path, *, page: int | None = None) -> NDArray[Any]:
+    """Decode an image file as it is, upright: (H, W) or (H, W, channels) of any dtype.
+
+    page: of a TIFF of several, counted from 0. Raises InputError naming the file.
+    """
     import cv2
 
     if data.startswith(PNG_SIGNATURE) and not _is_whole_png(data):
         raise InputError(f"{path}: a truncated or damaged PNG; copy or export the file again")
     header = read_header(data, path)
     tiff = data.startswith(TIFF_SIGNATURES)
-    if tiff and header is not None and header.pages > 1:
-        raise InputError(f"{path}: a TIFF of {header.pages} images; save each as a file of its own")
+    pages = header.pages if tiff and header is not None else 1
+    if page is None and pages > 1:
+        raise InputError(f"{path}: a TIFF of {pages} images; name one, {path.name}#0 to #{pages - 1}")
+    if not 0 <= (page or 0) < pages:
+        raise InputError(f"{path}: no image {page}; it has {pages}")
     log_level = cv2.utils.logging.setLogLevel(0)  # the message below is the only one a user should see
     try:
         encoded = np.frombuffer(data, dtype=np.uint8)
         if tiff and header is None:  # what Pillow does not know, OpenCV may: two pages tell that there are several
-            pages = cv2.imdecodemulti(encoded, cv2.IMREAD_UNCHANGED, range=(0, 2))[1]
-            if len(pages) > 1:
+            read = cv2.imdecodemulti(encoded, cv2.IMREAD_UNCHANGED, range=(0, 2))[1]
+            if len(read) > 1:
                 raise InputError(f"{path}: a TIFF of several images; save each as a file of its own")
-            array = pages[0] if pages else None
+            array = read[0] if read else None
+        elif page:
+            read = cv2.imdecodemulti(encoded, cv2.IMREAD_UNCHANGED, range=(page, page + 1))[1]
+            array = read[0] if read else None
         else:
             array = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:  # more pixels than OpenCV reads

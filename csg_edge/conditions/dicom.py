@@ -78,12 +78,12 @@ def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(_grey(dataset, pixels, photometric, path))
 
 
-def read_indices(path: Path) -> NDArray[np.uint8]:
-    """Stored values of a single-channel, single-frame file as class indices (H, W) uint8, no window applied."""
+def read_indices(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
+    """Stored values of a single-channel file as class indices (H, W) uint8, no window applied; frame as above."""
     dataset, header = _open(path)
     if header.modality == "SEG":
         raise InputError(f"{path}: DICOM SEG objects are not read; export the mask as PNG or TIFF of class indices")
-    pixels, _ = _decode(dataset, header, path, None)
+    pixels, _ = _decode(dataset, header, path, frame)
     if pixels.ndim != 2:
         raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
     if pixels.min() < 0 or pixels.max() > 255:
@@ -136,7 +136,7 @@ def _decode(dataset: Any, header: Header, path: Path, frame: int | None) -> tupl
     from pydicom.uid import UID
 
     if frame is None and header.frames > 1:
-        raise InputError(f"{path}: {header.frames} frames; export the one you want as a file of its own")
+        raise InputError(f"{path}: {header.frames} frames; name one, {path.name}#0 to #{header.frames - 1}")
     if not 0 <= (frame or 0) < header.frames:
         raise InputError(f"{path}: no frame {frame}; it has {header.frames}")
     if "PixelData" not in dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions import dicom
+from csg_edge.conditions.colours import find_labelmap, read_colours
 from csg_edge.conditions.files import IMAGE_SUFFIXES, is_image_name, read_context, read_mask
+from csg_edge.conditions.frames import frame_count, image_name, with_frame
 from csg_edge.datasets.nnunet_labels import StoredLabels, parse_labels
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 
 MANIFEST, LABELS, GROUPS = "manifest.csv", "labels.json", "groups.csv"
-NNUNET, NNUNET_SPLITS, NNUNET_ENDINGS = "dataset.json", "splits_final.json", (".png", ".tif", ".tiff", ".bmp")
+NNUNET, NNUNET_SPLITS = "dataset.json", "splits_final.json"
+NNUNET_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz")
 MASK_FOLDERS = ("masks", "labels")
 VAL_SHARE = 0.15  # of the groups, where a set does not say which are for validation
 
@@ -42,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the pixels of an image are: a file, or one frame of a DICOM file of several."""
+    """Where the pixels of an image are: a file, or one image of a file of several."""
 
     path: Path
     frame: int | None = None
@@ -157,7 +161,7 @@ def _read_manifest_set(directory: Path) -> FolderSet:
                 f"{directory / MANIFEST}: no column {column}; write the columns name, group and split, a row per image"
             )
     images = _list_images(directory / "images")
-    masks = _list_files(directory / (public.masks if public else "masks"))
+    masks = _list_masks(directory / (public.masks if public else "masks"))
     rows = [row for row in rows if row[key] in masks]
     if not rows:
         raise InputError(f"{directory / MANIFEST}: no row has a mask; names are those of the files without suffix")
@@ -174,7 +178,7 @@ def _read_manifest_set(directory: Path) -> FolderSet:
 def _read_plain_set(directory: Path) -> FolderSet:
     classes, partly = _read_classes(directory / LABELS)
     folder = next(directory / name for name in MASK_FOLDERS if (directory / name).is_dir())
-    images, masks = _list_images(directory / "images"), _list_files(folder)
+    images, masks = _list_images(directory / "images"), _list_masks(folder)
     # Seldom are all frames of a clip annotated: those without a mask are left out, unless none has one.
     clips = {source.path for name, source in images.items() if source.frame is not None and name in masks}
     images = {name: source for name, source in images.items() if name in masks or source.path not in clips}
@@ -192,17 +196,20 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: no file_ending, labels or channel_names; write it as nnU-Net v2 asks") from None
     if ending.lower() not in NNUNET_ENDINGS:
-        raise InputError(f"{path}: {ending} images are not read; convert them to .png or .tif, which nnU-Net reads too")
+        raise InputError(
+            f"{path}: {ending} images are not read; convert them to .png, .tif or .nii.gz, which nnU-Net reads too"
+        )
     if len(channels) != 1:
         raise InputError(f"{path}: {len(channels)} channels; one channel of grey levels is read")
     stored = parse_labels(labels, path)
 
-    files = _list_files(directory / "imagesTr", suffixes=(ending.lower(),))
-    for name, file in files.items():
+    suffixes = (ending.lower(),)
+    for name, file in _list_files(directory / "imagesTr", suffixes=suffixes).items():
         if not name.endswith("_0000"):
             raise InputError(f"{file}: not named NAME_0000{ending}; name images so, of one channel each")
-    images = {name.removesuffix("_0000"): Source(file) for name, file in files.items()}
-    masks = _list_files(directory / "labelsTr", suffixes=(ending.lower(),))
+    found_images = _list_images(directory / "imagesTr", suffixes=suffixes)
+    images = {re.sub(r"_0000(_f\d+)?$", r"\1", name): source for name, source in found_images.items()}
+    masks = _list_masks(directory / "labelsTr", suffixes=suffixes)
     found = _pair(directory, "nnU-Net v2", stored.classes, images, masks, masks_in=directory / "labelsTr")
     found = replace(found, stored=stored)
     if not (directory / NNUNET_SPLITS).is_file():
@@ -248,7 +255,7 @@ def _pair(
 
 def _read_groups(path: Path, images: dict[str, Source], *, layout: str) -> dict[str, str]:
     """Group of each image; frames of one clip share a group in any case that the table does not tell otherwise."""
-    clips = {name: name if source.frame is None else source.path.stem for name, source in images.items()}
+    clips = {name: name if source.frame is None else image_name(source.path) for name, source in images.items()}
     if not path.is_file():
         return clips
     rows = _read_table(path)
@@ -272,16 +279,24 @@ def _check_groups(found: FolderSet) -> None:
             )
 
 
-def _list_images(folder: Path) -> dict[str, Source]:
-    """Images by name: the file name without suffix, and `_f000`, `_f001`, ... for each frame of a DICOM file."""
+def _list_images(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Source]:
+    """Images by name: the file name without suffix, and `_f000`, `_f001`, ... for each image of a file of several."""
     found: dict[str, Source] = {}
-    for name, path in _list_files(folder).items():
-        frames = dicom.frame_count(path) if dicom.is_dicom(path) else 1
+    for name, path in _list_files(folder, suffixes=suffixes).items():
+        frames = frame_count(path)
         if frames == 1:
             found[name] = Source(path)
         else:
             found.update({f"{name}_f{frame:03d}": Source(path, frame) for frame in range(frames)})
     return found
+
+
+def _list_masks(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Masks by name, those of a volume by slice, as the images have them."""
+    return {
+        name: source.path if source.frame is None else with_frame(source.path, source.frame)
+        for name, source in _list_images(folder, suffixes=suffixes).items()
+    }
 
 
 def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -292,14 +307,19 @@ def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
     for path in sorted(folder.iterdir()):
         if not is_image_name(path, suffixes):
             continue
-        if path.stem in found:
-            raise InputError(f"{folder}: {found[path.stem].name} and {path.name} share a name; keep one of them")
-        found[path.stem] = path
+        name = image_name(path)
+        if name in found:
+            raise InputError(f"{folder}: {found[name].name} and {path.name} share a name; keep one of them")
+        found[name] = path
     return found
 
 
 def _read_classes(path: Path) -> tuple[LabelSchema, bool]:
-    """Classes of labels.json, and whether it says `"partly_labelled": true`."""
+    """Classes of labels.json, and whether it says `"partly_labelled": true`; without one, those of a labelmap.txt."""
+    table = find_labelmap(path)
+    if not path.exists() and table is not None:
+        names = list(dict.fromkeys(read_colours(table).values()))
+        return _schema(sorted(names, key=lambda name: name != "background"), table), False
     try:
         about = json.loads(path.read_text(encoding="utf-8-sig"))
         names, partly = about["names"], about.get("partly_labelled", False)

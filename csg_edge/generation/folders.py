@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from csg_edge.conditions import dicom
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
+from csg_edge.conditions.frames import image_name, split_frame
 from csg_edge.errors import InputError
 from csg_edge.generation import journal
 from csg_edge.generation.generator import Generator
@@ -68,16 +69,17 @@ def _paths(job: Job) -> tuple[tuple[str, Path | None], ...]:
 
 def plan(
     masks: Path | None, contexts: Path | None, *, count: int, seed: int, select: str | None = None,
-    like: Path | None = None, vary: str | None = None, vary_count: int = 1,
+    like: Path | None = None, vary: str | None = None, vary_count: int = 1, frame: str | None = None,
 ) -> list[Job]:  # fmt: skip
     """`count` jobs per mask, or per varied mask, with seeds seed, seed + 1, ...
 
     A folder of contexts that has every mask's name pairs by name; otherwise contexts are drawn by the seed. `select`
     overrides both: `nearest` takes the context nearest in style to `like`, an image or a folder with an image of each
     mask's name, but never that image itself; `random` draws; `diverse` takes contexts as unlike as possible in turn.
-    vary: a specification of `csg_edge.conditions.masks`, by which each mask becomes `vary_count` masks. masks None:
-    `count` jobs per context, which then names the images; contexts None: the mask alone. Raises InputError for a
-    missing path, an empty folder, two masks of one name, a seed out of range, or options that do not go together.
+    frame: which image of a file that has several (`frames.choose_frames`). vary: a specification of
+    `csg_edge.conditions.masks`, by which each mask becomes `vary_count` masks. masks None: `count` jobs per context,
+    which then names the images; contexts None: the mask alone. Raises InputError for a missing path, an empty folder,
+    two masks of one name, a seed out of range, or options that do not go together.
     """
     if masks is None and (vary is not None or select is not None or like is not None):
         raise InputError("--mask none: --vary, --select and --like need masks; every context is used without them")
@@ -85,17 +87,19 @@ def plan(
         raise InputError("--context none: --select and --like need contexts; give a folder of contexts")
     if vary_count < 1 or (vary is None and vary_count > 1):
         raise InputError(f"--vary-count {vary_count}: give at least 1, and --vary")
-    subjects, varied = _subjects(masks, contexts), vary_count if vary is not None else 1
+    subjects, varied = _subjects(masks, contexts, frame), vary_count if vary is not None else 1
     total = count * varied * len(subjects)
     if count < 1:
         raise InputError(f"--count {count}: give at least 1")
     if not 0 <= seed <= MAX_SEED - total:
         raise InputError(f"--seed {seed}: give an integer from 0 to {MAX_SEED - total}")
-    names = [NAMELESS if path is None else path.stem for path in subjects]
+    names = [NAMELESS if path is None else image_name(path) for path in subjects]
     if len(set(names)) != len(names):
         kind = "masks" if masks is not None else "contexts"
         raise InputError(f"{masks or contexts}: two {kind} share a name but for the suffix; rename one")
-    choose = _chooser(subjects, contexts, total=total, seed=seed, select=select, like=like) if masks else None
+    choose = (
+        _chooser(subjects, contexts, total=total, seed=seed, select=select, like=like, frame=frame) if masks else None
+    )
     jobs: list[Job] = []
     for position, (subject, name) in enumerate(zip(subjects, names, strict=True)):
         for version in range(varied):
@@ -116,29 +120,36 @@ def plan(
     return jobs
 
 
-def _subjects(masks: Path | None, contexts: Path | None) -> list[Path | None]:
+def _subjects(masks: Path | None, contexts: Path | None, frame: str | None) -> list[Path | None]:
     """What images are made for and named after: masks, else contexts, else one image without either."""
     source = masks if masks is not None else contexts
-    return [None] if source is None else [*list_images(source)]
+    return [None] if source is None else [*list_images(source, frame=frame)]
 
 
 def _chooser(
-    masks: Sequence[Path | None], contexts: Path | None, *, total: int, seed: int, select: str | None, like: Path | None
+    masks: Sequence[Path | None],
+    contexts: Path | None,
+    *,
+    total: int,
+    seed: int,
+    select: str | None,
+    like: Path | None,
+    frame: str | None,
 ) -> Callable[[Path | None], tuple[Path | None, float | None]]:
     """A function from a mask to its context and distance; to be called once for each job, in order."""
     if contexts is None:
         return lambda _: (None, None)
-    files = list_images(contexts)
+    files = list_images(contexts, frame=frame)
     select = "nearest" if select is None and like is not None else select
     if select not in (None, *SELECTIONS):
         raise InputError(f"--select {select}: choose {', '.join(SELECTIONS)}")
     if (like is None) != (select != "nearest"):
         raise InputError("--select nearest: nearest to what? Give --like IMAGE" if like is None else
                          f"--like {like}: it goes with --select nearest; leave one out")  # fmt: skip
-    by_name = {path.stem: path for path in files}
-    stems = [path.stem for path in masks if path is not None]
+    by_name = {image_name(path): path for path in files}
+    stems = [image_name(path) for path in masks if path is not None]
     if select is None and contexts.is_dir() and all(stem in by_name for stem in stems):
-        return lambda mask: (None if mask is None else by_name[mask.stem], None)
+        return lambda mask: (None if mask is None else by_name[image_name(mask)], None)
     if select in (None, "random"):
         draw = np.random.default_rng(seed)
         return lambda _: (files[int(draw.integers(len(files)))], None)
@@ -148,7 +159,7 @@ def _chooser(
         queries = _queries(like, stems)
         bank = ContextBank.index(files)
         found = {query: bank.nearest(read_context(query))[0] for query in dict.fromkeys(queries.values())}
-        return lambda mask: _pair(found[queries["" if mask is None else mask.stem]])
+        return lambda mask: _pair(found[queries["" if mask is None else image_name(mask)]])
     ring = ContextBank.index(files).diverse(min(total, len(files)), seed)
     turn = iter(range(total))
     return lambda _: _pair(ring[next(turn) % len(ring)])
@@ -163,7 +174,7 @@ def _queries(like: Path, stems: Sequence[str]) -> dict[str, Path]:
     files = list_images(like)
     if not like.is_dir():
         return dict.fromkeys(stems, files[0])
-    by_name = {path.stem: path for path in files}
+    by_name = {image_name(path): path for path in files}
     for stem in stems:
         if stem not in by_name:
             raise InputError(f"--like {like}: no image named {stem}; put one there for each mask, or give one image")
@@ -177,7 +188,7 @@ class Inputs:
     context that many masks share; a larger folder is read again rather than held.
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, colours: Path | None = None) -> None:
         manifest = generator.bundle.manifest
         schema, size = manifest.schema, manifest.image_size
 
@@ -185,7 +196,7 @@ class Inputs:
         def mask(path: Path | None, vary: str | None, vary_seed: int | None) -> Image:
             if path is None:
                 return np.full(size, NO_MASK, np.uint8)
-            labels = read_mask(path, schema)
+            labels = read_mask(path, schema, colours=colours)
             if vary is not None and vary_seed is not None:
                 from csg_edge.conditions.masks import parse_spec, vary_by
 
@@ -222,7 +233,7 @@ class Inputs:
             f"{path}: says that text is burned into its pixels (BurnedInAnnotation YES); look for names before "
             "you share images made with it"
             for path in sorted(contexts)
-            if dicom.is_dicom(path) and dicom.says_burned_in(path)
+            if dicom.is_dicom(file := split_frame(path)[0]) and dicom.says_burned_in(file)
         ]
 
 
@@ -241,7 +252,9 @@ def check_output(out: Path, jobs: Sequence[Job]) -> None:
             raise InputError(f"--out {out}: {name} is already there; choose another folder or move it away")
 
 
-def run(jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool) -> dict[str, Any]:
+def run(
+    jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool, colours: Path | None = None
+) -> dict[str, Any]:
     """Make every image: `NAME.png`, its labels `masks/NAME.png` at the same size, and the record of what was drawn.
 
     An image that was made without a mask has no labels, and none are written. Files appear whole, one by one; what an
@@ -250,14 +263,14 @@ def run(jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool) ->
     written.
     """
     record = _record(jobs, generator)
-    kept = journal.Journal(out, journal.job_digest(_identity(jobs, record)))
+    kept = journal.Journal(out, journal.job_digest(_identity(jobs, record, colours)))
     if kept.finished:
         return {"out": str(out), **record, "ms_per_image": None, "kept": len(jobs), "notes": []}
     if _is_record(out / journal.FINISHED):
         raise InputError(
             f"--out {out}: {journal.FINISHED} of another job is there; choose another folder or move it away"
         )
-    inputs = Inputs(generator)
+    inputs = Inputs(generator, colours=colours)
     notes = inputs.check(jobs)
     done = {name for name in kept.done if all(path.is_file() for path in _files(out, name, jobs))}
     todo = [job for job in jobs if job.name not in done]
@@ -340,9 +353,10 @@ def _record(jobs: Sequence[Job], generator: Generator) -> dict[str, Any]:
     }
 
 
-def _identity(jobs: Sequence[Job], record: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(jobs: Sequence[Job], record: Mapping[str, Any], colours: Path | None) -> dict[str, Any]:
     """What a job is told by: its arguments, its engine, and the files that it reads, by size and time of change."""
     paths = {path for job in jobs for _, path in _paths(job) if path is not None}
-    stats = {str(path): path.stat() for path in paths}
+    paths |= {colours} if colours is not None else set()
+    stats = {str(path): split_frame(path)[0].stat() for path in paths}
     files = {path: [found.st_size, found.st_mtime_ns] for path, found in stats.items()}
     return {**{name: value for name, value in record.items() if name != "choice"}, "files": files}

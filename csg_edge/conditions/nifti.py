@@ -1,0 +1,107 @@
+"""NIfTI images and masks (`.nii`, `.nii.gz`) as arrays: what 3D Slicer, ITK-SNAP and most nnU-Net sets write.
+
+A slice is taken along the third axis after the axes are turned to left, posterior, superior by the affine (NIfTI-1,
+section "method 3"), which is how ITK counts pixels: columns run left, rows run posterior. So a file that ITK wrote with
+the identity as direction comes as it was stored, and a flipped one comes upright. nibabel is imported on use.
+"""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_edge.conditions.decoding import check_pixels
+from csg_edge.errors import InputError
+
+SUFFIXES = (".nii", ".nii.gz")
+AXES = ("L", "P", "S")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Size of a slice in pixels, number of slices, and spacing of columns, rows and slices in millimetres."""
+
+    width: int
+    height: int
+    slices: int
+    spacing: tuple[float, float, float]
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file is NIfTI, by its suffix."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_header(path: Path) -> Header:
+    """Size and spacing. Raises InputError for a file that cannot be read."""
+    return _open(path)[1]
+
+
+def read_slice(path: Path, index: int | None = None) -> NDArray[np.uint8]:
+    """One slice as (H, W) uint8: whole numbers from 0 to 255 as they are.
+
+    index: counted from 0; may be left out for a file of one slice. Raises InputError for an unreadable file, a slice
+    that it has not, several slices when none is named, or values that are no whole numbers from 0 to 255.
+    """
+    image, header = _open(path)
+    if index is None and header.slices > 1:
+        raise InputError(f"{path}: {header.slices} slices; name one, {path.name}#0 to #{header.slices - 1}")
+    if not 0 <= (index or 0) < header.slices:
+        raise InputError(f"{path}: no slice {index}; it has {header.slices}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = np.asanyarray(image.dataobj)[:, :, index or 0]
+    except (MemoryError, InputError):
+        raise
+    except Exception:  # a file that was cut, or compressed data that was damaged
+        raise InputError(f"{path}: its pixels cannot be read; copy or export the file again") from None
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255 or (values != np.rint(values)).any():
+        raise InputError(
+            f"{path}: values from {values.min():g} to {values.max():g}; save whole numbers from 0 to 255 (8 bits)"
+        )
+    return np.ascontiguousarray(values.T.astype(np.uint8))
+
+
+def _open(path: Path) -> tuple[Any, Header]:
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError(f"{path}: reading NIfTI needs nibabel; pip install 'csg-edge[nifti]'") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            library: Any = nibabel  # whose functions have no types
+            image, orientations = library.load(path), library.orientations
+            shape = image.shape + (1,) * (3 - len(image.shape))
+            if len(shape) > 3 and set(shape[3:]) != {1}:
+                raise InputError(f"{path}: {len(shape)} axes; save images of two or three axes")
+            check_pixels(int(shape[0]), int(shape[1]), path)
+            check_pixels(int(np.prod(shape, dtype=np.int64)), 1, path)
+            if min(shape) < 1:
+                raise InputError(f"{path}: an image without pixels; export it again")
+            spacing = [float(value) for value in image.header.get_zooms()[:3]]
+            if len(image.shape) != 3:
+                image = library.Nifti1Image(np.asanyarray(image.dataobj).reshape(shape[:3]), image.affine)
+            turn = orientations.ornt_transform(
+                orientations.io_orientation(image.affine), orientations.axcodes2ornt(AXES)
+            )  # fmt: skip
+            turned = image.as_reoriented(turn)
+            zooms = [float(value) for value in turned.header.get_zooms()[:3]] or spacing
+            width, height, slices = (int(side) for side in turned.shape)
+            return turned, Header(width, height, slices, (zooms[0], zooms[1], zooms[2]))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: cannot read (no such file); check the path") from None
+    except (MemoryError, gzip.BadGzipFile):
+        raise InputError(f"{path}: not a readable NIfTI file; copy or export it again") from None
+    except Exception as error:  # a damaged header makes the parser fail anywhere
+        said = " ".join(str(error).split())[:100]
+        raise InputError(f"{path}: not a readable NIfTI file ({said}); copy or export it again") from None
