@@ -253,7 +253,7 @@ class RuntimeContract:
     def test_not_an_engine(self, engine: Path, tmp_path: Path) -> None:
         path = tmp_path / f"bad{engine.suffix}"
         path.write_bytes(b"not an engine")
-        with pytest.raises(EngineError, match=r"bad.*(export it again|csg-edge build)"):
+        with pytest.raises(EngineError, match=r"bad.*(again|csg-edge build|csg-edge verify)"):
             self.open(path)
         with pytest.raises(EngineError, match=r"gone.*(again|build)"):
             self.open(tmp_path / f"gone{engine.suffix}")

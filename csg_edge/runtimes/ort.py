@@ -13,6 +13,7 @@ import numpy as np
 from csg_edge.cache import BlobCache, key_of
 from csg_edge.errors import EngineError, RuntimeUnavailableError
 from csg_edge.runtimes.base import Call, Feeds, Results, Runtime, TensorSpec, ThreadCall, first_line
+from csg_edge.runtimes.blame import cannot_open
 
 DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 INTEGER_KERNELS = (b"QLinearConv", b"ConvInteger", b"MatMulInteger", b"QGemm", b"QLinearMatMul")
@@ -121,7 +122,7 @@ class OnnxRuntime(Runtime):
             else:
                 session = onnxruntime.InferenceSession(path, options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise EngineError(f"{path}: ONNX Runtime cannot open it ({first_line(error)}); export it again") from error
+            raise cannot_open(path, "ONNX Runtime", error) from error
         if session.get_providers()[0] != provider.name:  # it falls back to the CPU with a mere warning
             raise RuntimeUnavailableError(
                 f"{provider.name} did not start and ONNX Runtime fell back to the CPU; check the driver and libraries "

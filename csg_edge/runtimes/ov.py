@@ -15,6 +15,7 @@ import numpy as np
 from csg_edge.cache import BlobCache, key_of
 from csg_edge.errors import CancelledError, EngineError, RuntimeUnavailableError
 from csg_edge.runtimes.base import Array, Call, Feeds, Results, Runtime, TensorSpec
+from csg_edge.runtimes.blame import cannot_open
 
 # The type that layers compute in unless the graph is quantised. OpenVINO takes bf16 for fp32 models on CPUs that have
 # it unless told otherwise. An int8 engine leaves some layers in floating point: those take the fastest type there is.
@@ -228,7 +229,7 @@ def _compile(core: Any, path: Path, device: str, options: dict[str, Any]) -> Any
         model.reshape({port.any_name: _with_batch(port.partial_shape) for port in model.inputs})
         return core.compile_model(model, device, options)
     except RuntimeError as error:
-        raise EngineError(f"{path}: OpenVINO cannot open it ({_last_line(error)}); export it again") from error
+        raise cannot_open(path, "OpenVINO", error) from error
 
 
 def _with_batch(shape: Any) -> list[int]:

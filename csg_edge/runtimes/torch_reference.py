@@ -18,6 +18,7 @@ import numpy as np
 from csg_edge.cache import BlobCache
 from csg_edge.errors import EngineError, RuntimeUnavailableError
 from csg_edge.runtimes.base import Call, Feeds, Results, Runtime, TensorSpec, ThreadCall, first_line
+from csg_edge.runtimes.blame import cannot_open
 from csg_edge.runtimes.torch_operators import OPERATORS
 
 
@@ -73,7 +74,7 @@ class TorchRuntime(Runtime):
         try:
             graph = onnx.load(path).graph
         except Exception as error:  # protobuf's, onnx's and the system's exceptions
-            raise EngineError(f"{path}: not an ONNX graph ({first_line(error)}); export it again") from error
+            raise cannot_open(path, "the torch reference", error) from error
         unknown = sorted({node.op_type for node in graph.node} - OPERATORS.keys())
         if unknown:
             raise EngineError(f"{path}: the torch reference has no operator {', '.join(unknown)}; use another runtime")
