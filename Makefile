@@ -8,13 +8,15 @@ DEMO_OUT ?= demo
 BENCH_OUT ?= bench
 BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
+FUZZ_SECONDS ?= 120
 
-.PHONY: help demo test test-slow lint docs wheel bundle validate bench bench-peers clean
+.PHONY: help demo test test-slow fuzz lint docs wheel bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
+	@echo "make fuzz       mutated files for every reader, two minutes each (FUZZ_SECONDS)"
 	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make docs       build the documentation into site/ and check it; nothing is fetched but Python packages"
 	@echo "make wheel      build the wheel and check what is in it"
@@ -65,6 +67,10 @@ test: $(DEV_ENV)/.ready
 test-slow: $(DEV_ENV)/.ready
 	@echo "== slow tests"
 	@$(DEV_ENV)/bin/python -m pytest -m slow -n auto --dist worksteal
+
+fuzz: $(DEV_ENV)/.ready
+	@echo "== mutated files for every reader, $(FUZZ_SECONDS) seconds each"
+	@$(DEV_ENV)/bin/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 lint: $(DEV_ENV)/.ready
 	@echo "== ruff, mypy, import contracts"

@@ -42,7 +42,7 @@ def read_colours(path: Path) -> Colours:
         levels = rest.partition(":")[0].split(",")
         if not name.strip() or len(levels) != 3 or not all(level.strip().isdecimal() for level in levels):
             raise InputError(f"{path}: line {number}: write name:red,green,blue, for example muscle:255,0,0")
-        red, green, blue = (int(level) for level in levels)
+        red, green, blue = (int(level.strip()) for level in levels)
         if max(red, green, blue) > 255:
             raise InputError(f"{path}: line {number}: {rest}; give levels from 0 to 255")
         if found.setdefault((red, green, blue), name.strip()) != name.strip():

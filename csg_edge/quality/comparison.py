@@ -37,12 +37,11 @@ def join_name(figure: str, *parts: str) -> str:
 
 
 def compare_images(
-    real: View, made: View, *, seed: int, kernel: Described, full: bool, classifiers: bool = True
+    real: View, made: View, *, seed: int, kernel: Described, full: bool
 ) -> tuple[dict[str, Figure], dict[str, C2ST], HistogramGap]:
     """Figures of two sets of images; `full` adds those that compare distributions and need groups enough.
 
-    kernel: features that set the width of the Gaussian kernel. classifiers: whether C2ST and figures of structure are
-    wanted.
+    kernel: features that set the width of the Gaussian kernel.
     """
     groups = real.groups, made.groups
     dice = dice_figure(made, seed=seed)
@@ -57,14 +56,12 @@ def compare_images(
     tests = {}
     if full:
         figures |= distribution_figures(real.described, made.described, groups, seed=seed, kernel=kernel)
-    if classifiers and full:
         tests["c2st"] = c2st_of_features(real.described.pyramid, made.described.pyramid, *groups, seed=seed)
         figures["c2st"] = tests["c2st"].accuracy
-    if classifiers:
-        found, test = structure_figures(real.structure, made.structure, groups, seed=seed, full=full)
-        figures |= found
-        if test is not None:
-            tests["c2st_structure"] = test
+    structures, test = structure_figures(real.structure, made.structure, groups, seed=seed, full=full)
+    figures |= structures
+    if test is not None:
+        tests["c2st_structure"] = test
     return figures, tests, histograms
 
 
@@ -109,7 +106,6 @@ def class_figures(
 
 def figures_by_set(
     real: View, made: View, schema: LabelSchema, *, seed: int, kernel: Described, full: Collection[str],
-    classifiers: bool = True,
 ) -> dict[str, Figure]:  # fmt: skip
     """Every figure of every set: `kid/usgra_nerve_vessel`, and those of structure for its classes as well.
 
@@ -124,9 +120,8 @@ def figures_by_set(
         groups = one.groups, other.groups
         # A half of a control can be one large group and a few small ones.
         whole = name in full and min(len(set(one.groups)), len(set(other.groups))) >= LEAST_GROUPS
-        found, _, _ = compare_images(one, other, seed=seed, kernel=kernel, full=whole, classifiers=classifiers)
-        if classifiers:
-            found |= class_figures(one.structure, other.structure, groups, schema, seed=seed, full=whole)
+        found, _, _ = compare_images(one, other, seed=seed, kernel=kernel, full=whole)
+        found |= class_figures(one.structure, other.structure, groups, schema, seed=seed, full=whole)
         for figure, value in found.items():
             first, *rest = figure.split("/")
             figures[join_name(first, name, *rest)] = value

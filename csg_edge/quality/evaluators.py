@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,11 @@ class Described:
             standardise(reference.pyramid, self.pyramid)[1],
             self.style,
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Described]) -> Described:
+        """Several as one."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
     def take(self, indices: NDArray[np.intp]) -> Described:
         """The features of the images at some positions."""

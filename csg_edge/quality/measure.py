@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.quality.bootstrap import Weights, group_interval, interval_where_defined, split_groups
-from csg_edge.quality.c2st import C2ST, c2st_of_features, c2st_of_pixels, c2st_of_scores
+from csg_edge.quality.c2st import C2ST, c2st_of_pixels, c2st_of_scores
 from csg_edge.quality.cases import Cases, RealData, set_of
-from csg_edge.quality.checks import Features
 from csg_edge.quality.comparison import (
     FULL_GROUPS,
-    class_figures,
     compare_images,
     dice_figure,
     figures_by_set,
     join_name,
-    structure_figures,
 )
 from csg_edge.quality.contrast import paired_contrasts, weighted_correlation
 from csg_edge.quality.diversity import diversity_figure, seed_distances, seed_feature_distances, seed_likeness
@@ -28,13 +25,12 @@ from csg_edge.quality.evaluators import Described, Evaluators
 from csg_edge.quality.histograms import HistogramGap
 from csg_edge.quality.memorisation import CLOSEST, Memorisation, image_distances, memorisation, own_distances
 from csg_edge.quality.record import Figure, Subject
-from csg_edge.quality.structure import Structure, describe_structure
 from csg_edge.quality.style import ContextSimilarity, context_figures, context_similarity
 from csg_edge.quality.views import View, positions_by_set
 
-SPLITS = 8  # halvings of the real groups behind the control
+SPLITS = 6  # halvings of the real groups behind the control
 QUICK_SPLITS = 3  # the same with the gates alone
-A_GROUP = 3  # images of a group that set the scale of the features, and take part in the control of classifiers
+A_GROUP = 3  # images of a group that set the scale of the features and take part in the control
 STAGES = 4  # how often `measure_generated` says what it does next
 
 Note = Callable[[str], None]
@@ -61,9 +57,7 @@ class Yardstick:
     evaluators: Evaluators
     reference: Described  # features of train images: they set the scale of every feature
     view: View  # of the held-out images, in that scale
-    pyramid: Features  # of a few images of every group, held out or not, in that scale
-    structure: Structure  # of the same
-    groups: tuple[str, ...]  # of the same
+    every: View  # of a few images of every group, held out or not: what the control is made from
     to_train: NDArray[np.float32]  # distances of held-out to train images
     seed: int
 
@@ -73,14 +67,10 @@ class Yardstick:
         few = _a_few(real.train, A_GROUP)
         reference = evaluators.describe(few)
         view = View.of(real.held_out, evaluators, reference)
-        kept = _few_positions(real.held_out, A_GROUP)
-        pyramid = np.concatenate([reference.standardised(reference).pyramid, view.described.pyramid[kept]])
-        structure = Structure.join(
-            [describe_structure(few, classes=len(evaluators.schema)), view.structure.take(kept)]
-        )  # fmt: skip
-        groups = (*few.groups, *(real.held_out.groups[index] for index in kept))
+        seen = View.of(few, evaluators, reference, described=reference)
+        every = View.join([seen, view.take(_few_positions(real.held_out, A_GROUP))])
         to_train = image_distances(real.held_out.images, real.train.images)
-        return cls(real, evaluators, reference, view, pyramid, structure, groups, to_train, seed)
+        return cls(real, evaluators, reference, view, every, to_train, seed)
 
     @property
     def held_out(self) -> Described:
@@ -215,56 +205,29 @@ class _Own:
 
 
 def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measured:
-    """Real against real: the groups in two halves, over several halvings; Dice on all held-out images.
+    """Real against real: all groups in two halves, over several halvings; Dice on all held-out images.
 
-    Halved are the held-out groups, but for the classifiers all groups: half of nine groups is too little to learn from.
+    All groups, and not the held-out ones alone: halves of nine groups differ by chance more than any figure could show.
     """
     note("real against real")
-    view, schema = yardstick.view, yardstick.evaluators.schema
+    view, every, schema = yardstick.view, yardstick.every, yardstick.evaluators.schema
     sets = {join_name("dice", name): where for name, where in positions_by_set(view.groups).items()}
     judged = {name: dice_figure(view.take(where), seed=yardstick.seed) for name, where in sets.items()}
     judged["dice"] = dice_figure(view, seed=yardstick.seed)
     figures = {name: figure for name, figure in judged.items() if figure is not None}
+    options = {"seed": yardstick.seed, "kernel": yardstick.held_out}
     parts: dict[str, list[Figure]] = {}
     for split in range(SPLITS if pixels else QUICK_SPLITS):
-        one, other = (view.take(half) for half in _halves(view.groups, yardstick.random(100 + split)))
-        options = {"seed": yardstick.seed, "kernel": yardstick.held_out, "classifiers": False}
+        one, other = (every.take(half) for half in _halves(every.groups, yardstick.random(100 + split)))
         found, _, _ = compare_images(one, other, full=True, **options)  # type: ignore[arg-type]
-        found |= figures_by_set(one, other, schema, full=yardstick.full_sets, **options)  # type: ignore[arg-type]
+        found |= figures_by_set(one, other, schema, full=_full(every.groups), **options)  # type: ignore[arg-type]
         found = {name: figure for name, figure in found.items() if name.split("/")[0] != "dice"}
-        found |= _classifier_control(yardstick, yardstick.random(200 + split))
         if pixels and split == 0:  # the slow one: once
             found["c2st_pixels"] = c2st_of_pixels(one.samples, other.samples, seed=yardstick.seed).accuracy
         for name, figure in found.items():
             parts.setdefault(name, []).append(figure)
     figures |= {name: _mean(found) for name, found in parts.items()}
-    return Measured(Subject("real against real", "control", len(view.groups), figures), view.samples)
-
-
-def _classifier_control(yardstick: Yardstick, rng: np.random.Generator) -> dict[str, Figure]:
-    """C2ST and structure of one half of all groups against the other, pooled, by set and by class."""
-    every, schema, seed = yardstick.structure, yardstick.evaluators.schema, yardstick.seed
-    halves = _halves(yardstick.groups, rng)
-    groups = [[yardstick.groups[index] for index in half] for half in halves]
-    pyramids = [yardstick.pyramid[half] for half in halves]
-    one, other = (every.take(half) for half in halves)
-    figures, _ = structure_figures(one, other, (groups[0], groups[1]), seed=seed, full=True)
-    figures["c2st"] = c2st_of_features(pyramids[0], pyramids[1], groups[0], groups[1], seed=seed).accuracy
-    full = _full(yardstick.groups)
-    ours = positions_by_set(groups[1])
-    for name, positions in positions_by_set(groups[0]).items():
-        if name not in full:
-            continue
-        first, second = one.take(positions), other.take(ours[name])
-        names = [groups[0][index] for index in positions], [groups[1][index] for index in ours[name]]
-        found, _ = structure_figures(first, second, names, seed=seed, full=True)
-        found |= class_figures(first, second, names, schema, seed=seed, full=True)
-        sides = pyramids[0][positions], pyramids[1][ours[name]]
-        found["c2st"] = c2st_of_features(*sides, *names, seed=seed).accuracy
-        for figure, value in found.items():
-            key, *rest = figure.split("/")
-            figures[join_name(key, name, *rest)] = value
-    return figures
+    return Measured(Subject("real against real", "control", len(every.groups), figures), view.samples)
 
 
 def _halves(groups: Sequence[str], rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

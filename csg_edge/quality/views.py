@@ -36,8 +36,13 @@ class View:
     counts: NDArray[np.float64]
 
     @classmethod
-    def of(cls, samples: LabelledSet, evaluators: Evaluators, reference: Described) -> View:
-        """Look at every image. Raises InputError for constant images or another size than the evaluators judge."""
+    def of(
+        cls, samples: LabelledSet, evaluators: Evaluators, reference: Described, *, described: Described | None = None
+    ) -> View:
+        """Look at every image; `described`: its features as they are, where they are known already.
+
+        Raises InputError for constant images or another size than the evaluators judge.
+        """
         classes = len(evaluators.schema)
         try:
             speckle = speckle_statistics(samples)
@@ -45,12 +50,32 @@ class View:
             speckle = None
         return cls(
             samples,
-            evaluators.describe(samples).standardised(reference),
+            (described or evaluators.describe(samples)).standardised(reference),
             mean_dice(evaluators.segment(samples.images), samples.masks),
             describe_structure(samples, classes=classes),
             radial_log_spectra(samples.images),
             speckle,
             class_histograms(samples, classes=classes),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[View]) -> View:
+        """Several as one."""
+        starts = np.cumsum([0, *(len(part.groups) for part in parts)])
+        known = [(part.speckle, start) for part, start in zip(parts, starts, strict=False) if part.speckle]
+        speckle = SpeckleStatistics(
+            np.concatenate([item.values for item, _ in known]),
+            np.concatenate([item.positions + start for item, start in known]),
+            sum(item.patches for item, _ in known),
+        ) if known else None  # fmt: skip
+        return cls(
+            LabelledSet.join([part.samples for part in parts]),
+            Described.join([part.described for part in parts]),
+            np.concatenate([part.dice for part in parts]),
+            Structure.join([part.structure for part in parts]),
+            np.concatenate([part.spectra for part in parts]),
+            speckle,
+            np.concatenate([part.counts for part in parts]),
         )
 
     @property

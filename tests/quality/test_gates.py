@@ -57,6 +57,13 @@ def test_nothing_need_be_closer_to_real_images_than_real_images_are() -> None:
     assert next(gate for gate in found if gate.name == "kid").passed
 
 
+def test_a_distance_below_0_is_no_nearer_than_0() -> None:
+    teacher = subject({**TEACHER, "kid": -0.5, "kid_joint": -0.2}, "teacher")
+    control = subject({**REAL, "kid": -0.1, "kid_joint": -0.1}, "control")
+    found = judge(subject({**TEACHER, "kid": -0.01, "kid_joint": 0.01}), teacher, control)
+    assert [gate.name for gate in found if not gate.passed] == ["kid_joint"]
+
+
 def test_without_a_teacher_relative_gates_are_not_judged_and_say_why() -> None:
     found = judge(subject(TEACHER), None, subject(REAL, "control"))
     open_gates = {gate.name for gate in found if gate.passed is None}
