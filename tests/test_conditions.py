@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -391,3 +392,29 @@ def test_a_bad_labelmap_is_refused(tmp_path: Path, text: str, said: str) -> None
     (tmp_path / "labelmap.txt").write_text(text)
     with pytest.raises(InputError, match=said):
         read_mask(path, MSK_SCHEMA)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_stored_with_few_bits_keep_their_indices(tmp_path: Path, bits: int) -> None:
+    """As optipng, ImageMagick and Pillow with bits=4 write them; decoders stretch the levels to 0..255."""
+    mask = np.arange(64, dtype=np.uint8).reshape(8, 8) % min(2**bits, 10)
+    rows = [
+        b"\0" + bytes(
+            sum(int(level) << (8 - bits - at * bits) for at, level in enumerate(row[start : start + 8 // bits]))
+            for start in range(0, 8, 8 // bits)
+        )
+        for row in mask
+    ]  # fmt: skip
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0))
+    path = tmp_path / "m.png"
+    path.write_bytes(PNG[:8] + header + png_chunk(b"IDAT", zlib.compress(b"".join(rows))) + png_chunk(b"IEND", b""))
+    assert np.array_equal(read_mask(path, MSK_SCHEMA), mask)
+    assert read_context(path).max() == (255 if bits < 4 else 17 * 9)  # an image is as bright as viewers show it
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.dcm", "a.nii.gz", "a"])
+def test_what_is_no_file_does_not_stop_the_work_for_ever(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for read in (read_context, lambda path: read_mask(path, MSK_SCHEMA)):
+        with pytest.raises(InputError, match="not a file; give an image file"):
+            read(tmp_path / name)

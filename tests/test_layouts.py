@@ -100,6 +100,23 @@ def test_groups_stay_together(tmp_path: Path) -> None:
     assert groups == {"mine/left", "mine/right"}
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_tables_of_spreadsheets_in_other_languages(tmp_path: Path, mark: str) -> None:
+    folder = plain_set(tmp_path / "mine")
+    rows = [mark.join(("name", "group")), *(mark.join((name, f"p{index // 2}")) for index, name in enumerate(NAMES))]
+    (folder / "groups.csv").write_text("\r\n".join(rows), encoding="utf-8-sig")
+    assert len({example.group for example in open_folder(folder).examples}) == 3
+
+
+def test_names_that_differ_only_in_how_unicode_writes_them_belong_together(tmp_path: Path) -> None:
+    folder = plain_set(tmp_path / "mine")
+    for kind, name in (("images", "oberschenkel_\u00fc"), ("masks", "oberschenkel_u\u0308")):
+        (folder / kind / "case0.png").rename(folder / kind / f"{name}.png")
+    rows = ["name,group", "oberschenkel_u\u0308,p0", *(f"{name},p1" for name in NAMES[1:])]
+    (folder / "groups.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert "oberschenkel_\u00fc" in everything(folder)
+
+
 def test_frames_of_a_clip_are_images_of_one_group(tmp_path: Path) -> None:
     folder = plain_set(tmp_path / "mine")
     frames = np.stack([grey(100), grey(101), grey(102)])

@@ -36,6 +36,7 @@ class Header:
     pages: int = 1
     orientation: int = 1
     indexed: bool = False
+    bits: int = 8  # of a grey level as stored; OpenCV stretches fewer than 8 to 0..255
 
 
 def max_pixels() -> int:
@@ -60,7 +61,8 @@ def read_header(data: bytes, path: Path) -> Header | None:
     if data.startswith(PNG_SIGNATURE) and b"eXIf" not in data:  # packed sets are read without Pillow
         width, height = (int.from_bytes(data[start : start + 4]) for start in (16, 20))
         check_pixels(width, height, path)
-        return Header(width, height, indexed=data[25:26] == b"\x03")
+        bits = data[24] if data[25:26] == b"\0" else 8
+        return Header(width, height, indexed=data[25:26] == b"\x03", bits=bits)
     from PIL import Image
 
     try:
@@ -118,6 +120,15 @@ def decode_image(data: bytes, path: Path, *, page: int | None = None) -> NDArray
         raise InputError(f"{path}: not a readable image; export it again as PNG or TIFF")
     # OpenCV turns a TIFF upright by itself, and nothing else that is decoded unchanged.
     return np.asarray(array) if tiff or header is None else upright(np.asarray(array), header.orientation)
+
+
+def stored_levels(array: NDArray[np.uint8], data: bytes, path: Path) -> NDArray[np.uint8]:
+    """Grey levels as they are stored: 1, where a PNG of 1, 2 or 4 bits is decoded to 255, 85 or 17.
+
+    Tools that make files smaller store few levels so, and the indices of a mask are few.
+    """
+    header = read_header(data, path)
+    return array if header is None or header.bits >= 8 else array // np.uint8(255 // (2**header.bits - 1))
 
 
 def palette_indices(data: bytes, path: Path) -> NDArray[np.uint8] | None:

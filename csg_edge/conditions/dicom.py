@@ -31,6 +31,8 @@ def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM: by its suffix, or by the prefix `DICM` after the preamble (PS3.10)."""
     if path.suffix.lower() in SUFFIXES:
         return True
+    if not path.is_file():  # reading a pipe would wait for ever
+        return False
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"

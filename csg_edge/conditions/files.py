@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from csg_edge.conditions import dicom, nifti
 from csg_edge.conditions.arrays import check_context, check_mask
 from csg_edge.conditions.colours import find_labelmap, indices_of_colours, read_colours
-from csg_edge.conditions.decoding import decode_image, palette_indices
+from csg_edge.conditions.decoding import decode_image, palette_indices, stored_levels
 from csg_edge.conditions.frames import choose_frames, split_frame
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
@@ -54,6 +54,7 @@ def read_mask(path: Path, schema: LabelSchema, *, colours: Path | None = None) -
     one of other numbers, or an index outside the schema.
     """
     path, frame = split_frame(path)
+    _check_is_file(path)
     if nifti.is_nifti(path):
         return _checked(nifti.read_slice(path, frame), schema, path)
     if dicom.is_dicom(path):
@@ -75,6 +76,8 @@ def read_mask(path: Path, schema: LabelSchema, *, colours: Path | None = None) -
                 "8-bit single-channel PNG"
             )
         array = np.ascontiguousarray(array[..., 0])
+    elif array.dtype == np.uint8:
+        array = stored_levels(array, data, path)
     if array.dtype == np.uint16 and array.max() <= 255:
         array = array.astype(np.uint8)
     if array.dtype != np.uint8:
@@ -105,6 +108,7 @@ def read_context(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     be seen.
     """
     path, named = split_frame(path)
+    _check_is_file(path)
     frame = named if frame is None else frame
     if nifti.is_nifti(path):
         return check_context(nifti.read_slice(path, frame), name=str(path))
@@ -138,6 +142,11 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
         path.write_bytes(data.tobytes())
     except OSError as error:
         raise InputError(f"{path}: cannot write ({error.strerror or error}); choose a writable folder") from None
+
+
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise InputError(f"{path}: not a file; give an image file")
 
 
 def _read(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from csg_edge.conditions import dicom, nifti
@@ -27,9 +28,14 @@ def with_frame(path: Path, frame: int) -> Path:
 
 
 def image_name(path: Path) -> str:
-    """What an image is called: the file's name without suffix, and `_f012` for frame 12."""
+    """What an image is called: the file's name without suffix, and `_f012` for frame 12.
+
+    In the composed form of Unicode, NFC: macOS and some archives store an umlaut as two characters, other systems as
+    one, and a mask and its context must still find each other.
+    """
     file, frame = split_frame(path)
     stem = file.name[: -len(".nii.gz")] if file.name.lower().endswith(".nii.gz") else file.stem
+    stem = unicodedata.normalize("NFC", stem)
     return stem if frame is None else f"{stem}_f{frame:03d}"
 
 

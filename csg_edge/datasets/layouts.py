@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -349,9 +350,19 @@ def _read_json(path: Path) -> Any:
 def _read_table(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # with the byte-order mark of spreadsheets
-            return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+            head = file.readline()
+            file.seek(0)
+            # Spreadsheets write semicolons where the comma is the decimal sign, and tabs as "text".
+            delimiter = next((mark for mark in (",", ";", "\t") if mark in head), ",")
+            rows = csv.DictReader(file, delimiter=delimiter)
+            return [{key: _plain(value) for key, value in row.items() if key} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not readable as a table; save it as CSV, UTF-8, with a header") from None
+
+
+def _plain(value: object) -> str:
+    """A cell as text, in the composed form of Unicode as file names are compared (`frames.image_name`)."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else ""
 
 
 def _count(names: list[str]) -> str:
