@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
 import time
@@ -82,9 +84,27 @@ def _swap(aside: Path, folder: Path) -> None:
 
 
 def _aside(path: Path, *, word: str = "partial") -> Path:
-    """A name of its own beside `path`. Others that were abandoned long ago are removed."""
+    """A name of its own beside `path`. Others whose process is gone, or that were abandoned long ago, are removed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
+            if _owner_is_gone(left.name) or time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{word}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _owner_is_gone(name: str) -> bool:
+    """Whether what lies aside under a name was left by a process of this machine that runs no more."""
+    found = re.search(r"\.partial-(\w+)-(\d+)-[0-9a-f]+$", name)
+    if found is None or found[1] != _host() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(found[2]), 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", platform.node()) or "host"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import time
@@ -123,3 +125,18 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> No
     with folder_replaced(tmp_path / "folder"):
         pass
     assert listing(tmp_path) == {"file", "folder", fresh.name, another.name}
+
+
+def test_what_a_killed_process_left_is_removed_at_once_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = re.sub(r"\W", "_", platform.node())
+    left = tmp_path / f".folder.partial-{host}-{dead.pid}-0a1b"
+    (left / "sub").mkdir(parents=True)
+    living = tmp_path / f".folder.partial-{host}-{os.getpid()}-0a1b"
+    elsewhere = tmp_path / f".folder.partial-other_{host}-{dead.pid}-0a1b"
+    for path in (living, elsewhere):
+        path.mkdir()
+    with folder_replaced(tmp_path / "folder") as aside:
+        (aside / "file").write_text("new")
+    assert not left.exists() and living.exists() and elsewhere.exists()
