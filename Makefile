@@ -20,7 +20,7 @@ help:
 	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make docs       build the documentation into site/ and check it; nothing is fetched but Python packages"
 	@echo "make wheel      build the wheel and check what is in it"
-	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (a quarter of an hour; report in validation/)"
+	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (some ten minutes; report in validation/)"
 	@echo "make bench      latency of every engine of the shipped bundle (some four minutes each; BENCH_MODE=short: half a minute)"
 	@echo "make bench-peers  the same image by benchmark_app, ONNX Runtime, torch, diffusers (half an hour; resumes)"
 	@echo "make bundle     train, distil and export msk-256 again (hours; needs the real sets, see export/README.md)"

@@ -135,6 +135,7 @@ def test_generate_takes_frames_as_contexts(phantom_set: Path, tmp_path: Path, ki
     assert (tmp_path / "a" / mask.name).read_bytes() == (tmp_path / "b" / mask.name).read_bytes()
     (row,) = json.loads((tmp_path / "b" / "generated.json").read_text())["images"]
     assert row["context"] == f"{path}#2"
+    assert row.get("context_spacing_mm") == (pytest.approx([0.2, 0.1]) if kind == "nii.gz" else None)
     every = run("generate", "--mask", "none", "--context", path, "--frame", "all", "--out", tmp_path / "c", *engine)
     assert every.returncode == 0, every.stderr
     assert sorted(item.name for item in (tmp_path / "c").glob("*.png")) == [f"clip_f{n:03d}.png" for n in range(5)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions import dicom
+from csg_edge.conditions import dicom, nifti
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
 from csg_edge.conditions.frames import image_name, split_frame
@@ -60,11 +60,23 @@ class Job:
         """As the record has it: what was not asked for is left out."""
         extras = {name: value for name, value in asdict(self).items() if value is not None}
         paths = {name: None if path is None else str(path) for name, path in _paths(self)}
-        return extras | {"name": self.name, **paths, "seed": self.seed}
+        spacing = {
+            f"{name}_spacing_mm": list(_spacing(split_frame(path)[0]))
+            for name, path in _paths(self)
+            if path is not None and nifti.is_nifti(split_frame(path)[0])
+        }
+        return extras | {"name": self.name, **paths, **spacing, "seed": self.seed}
 
 
 def _paths(job: Job) -> tuple[tuple[str, Path | None], ...]:
     return ("mask", job.mask), ("context", job.context)
+
+
+@lru_cache(KEPT)
+def _spacing(path: Path) -> tuple[float, float]:
+    """Millimetres between the columns and between the rows of a NIfTI file, as it came."""
+    columns, rows, _ = nifti.read_header(path).spacing
+    return columns, rows
 
 
 def plan(

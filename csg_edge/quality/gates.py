@@ -121,8 +121,10 @@ def _at_most_ratio(
         return Gate(
             subject, name, value, f"<= {ratio:g} x teacher", passed, "" if passed else "no teacher to compare with"
         )
-    limit = max(ratio * teacher[name].value, floor)
-    return Gate(subject, name, value, f"<= {limit:.4g} ({ratio:g} x teacher)", value <= limit)
+    scaled = ratio * teacher[name].value
+    if scaled < floor:
+        return Gate(subject, name, value, f"<= {floor:.4g} (real against real, at least 0)", value <= floor)
+    return Gate(subject, name, value, f"<= {scaled:.4g} ({ratio:g} x teacher)", value <= scaled)
 
 
 def _c2st(subject: str, name: str, figure: Figure, teacher: Figure | None) -> Gate:
