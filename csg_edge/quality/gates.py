@@ -50,7 +50,9 @@ def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[G
         found, real = of_set(subject.figures, name), of_set(control.figures, name)
         few = found["dice"].groups if "dice" in found else 0
         if few < FULL_GROUPS:
-            reason = f"{few} held-out groups, at least {FULL_GROUPS} are needed to judge a set by itself"
+            reason = (
+                f"{few} held-out group{'s' * (few != 1)}, at least {FULL_GROUPS} are needed to judge a set by itself"
+            )
             sets[name] = [Gate(subject.name, join_name("all gates", name), None, "", None, reason, counts=False)]
             continue
         judged = _judge(subject.name, found, of_set(others, name) if teacher else None, real)
