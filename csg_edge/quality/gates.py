@@ -34,9 +34,8 @@ def judge(subject: Subject, teacher: Subject | None, control: Subject) -> list[G
     A gate of a set is named `kid/SET`. With no teacher, gates that need one are listed as not judged; a set with too
     few held-out groups has one line that says so.
     """
-    # Not those of structure, whose control has all groups.
-    held_out = [figure for name, figure in pooled(control.figures).items() if name in ("dice", "kid")]
-    groups = max((figure.groups for figure in held_out), default=0)
+    # Of Dice, which the control has for the held-out images alone; its other figures are over all groups.
+    groups = control.figures["dice"].groups if "dice" in control.figures else 0
     if groups < MIN_GROUPS:
         reason = f"only {groups} held-out groups, at least {MIN_GROUPS} are needed; add labelled subjects"
         return [Gate(subject.name, "all gates", None, "", None, reason)]
