@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 
 class CsgEdgeError(Exception):
-    """Base of every error this package raises on purpose. The command line prints it as one line and exits with 2."""
+    """Base of every error this package raises on purpose. The command line prints it as one line and exits with 2.
+
+    A message is one line whatever a file made it quote: line breaks of every kind become spaces.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(re.sub(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+", " ", message))
 
 
 class InputError(CsgEdgeError):

@@ -302,3 +302,11 @@ def test_any_damage_to_a_file_ends_in_success_or_one_line(tmp_path: Path) -> Non
             except InputError:
                 outcomes[False] += 1
     assert min(outcomes.values()) > 300
+
+
+def test_a_message_is_one_line_whatever_a_file_made_it_quote(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", GREY)
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008\n1.2.1\0"))
+    with pytest.raises(InputError, match=r"transfer syntax 1\.2\.840\.10008 1\.2\.1 is not known") as refused:
+        read_context(path)
+    assert len(str(refused.value).splitlines()) == 1

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import csg_edge
-from csg_edge.bundle.manifest import find_bundle
+from csg_edge.bundle.manifest import find_bundle, read_manifest
+from csg_edge.datasets.layouts import open_folder
 from csg_edge.errors import CancelledError, CsgEdgeError, TimedOutError
 from csg_edge.generation.generator import Generator
+from csg_edge.training.config import read_run
 
 CALLS = 1000
 GOOD_EVERY = 100
@@ -117,3 +119,20 @@ def test_a_thousand_bad_calls(generator: Generator, tmp_path: Path) -> None:
             np.testing.assert_array_equal(generator.generate_one(blank, blank, 1), expected)
     assert seen.keys() == calls.keys()
     np.testing.assert_array_equal(generator.generate_one(blank, blank, 1), expected)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "labels.json", "run.toml"])
+def test_files_nested_without_end_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(("a = " if name.endswith("toml") else "") + "[" * 100_000)
+    if name == "labels.json":
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir()
+    readers: dict[str, Callable[[], object]] = {
+        "manifest.json": lambda: read_manifest(path),
+        "labels.json": lambda: open_folder(tmp_path),
+        "run.toml": lambda: read_run(path, {}, precision="fp32"),
+    }
+    with pytest.raises(CsgEdgeError) as refused:
+        readers[name]()
+    assert str(path) in str(refused.value)

@@ -40,7 +40,7 @@ def read_record(path: Path) -> Record:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
         if record["kind"] != "csg-edge bench" or record["format"] != FORMAT:
             raise ValueError(f"kind {record['kind']}, format {record['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a record of csg-edge bench ({error}); give a bench.json") from None
     return record
 

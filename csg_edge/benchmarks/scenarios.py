@@ -77,7 +77,7 @@ def read_plan(mode: str) -> Plan:
         raise InputError(f"--mode {mode}: no such file; give {shipped} or a TOML file")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not TOML ({error}); see csg_edge/benchmarks/scenarios.py for an example") from None
     return parse_plan(values, mode=path.stem, where=str(path))
 

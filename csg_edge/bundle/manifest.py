@@ -184,7 +184,7 @@ def read_manifest(path: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{path}: cannot read ({error.strerror}); give a bundle folder") from None
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets without end
         raise BundleError(f"{path}: damaged (not JSON); copy the bundle again") from None
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
@@ -195,7 +195,7 @@ def read_manifest(path: Path) -> Manifest:
         return _parse(values)
     except CsgEdgeError as error:
         raise BundleError(f"{path}: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: a value has the wrong type ({error}); export the bundle again") from None
 
 

@@ -194,7 +194,7 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
     about = _read_json(path)
     try:
         ending, labels, channels = str(about["file_ending"]), dict(about["labels"]), about["channel_names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path}: no file_ending, labels or channel_names; write it as nnU-Net v2 asks") from None
     if ending.lower() not in NNUNET_ENDINGS:
         raise InputError(
@@ -328,7 +328,7 @@ def _read_classes(path: Path) -> tuple[LabelSchema, bool]:
             raise TypeError
         if not isinstance(partly, bool):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f'{path}: missing or unreadable; write {{"names": ["background", ...]}} there') from None
     return _schema(names, path), partly
 
@@ -343,7 +343,7 @@ def _schema(names: list[str], path: Path) -> LabelSchema:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{path}: not readable as JSON; write it as nnU-Net v2 asks") from None
 
 

@@ -123,7 +123,7 @@ def open_packed(path: Path, name: str) -> PackedSet:
             path / name, LabelSchema(tuple(about["classes"])), int(about["size"]), examples, images, masks,
             dict(about["card"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, InputError):
+    except (KeyError, TypeError, ValueError, InputError, RecursionError):
         raise InputError(f"{path}: a damaged packed set {name!r}; {REMEDY}") from None
 
 
@@ -143,7 +143,7 @@ def _read(path: Path, name: str | None = None) -> tuple[list[dict[str, Any]], di
             number = next((str(i) for i, item in enumerate(sets) if item["name"] == name), None)
             keys = [key for key in file.keys() if key.partition(".")[0] == number]  # noqa: SIM118 (no mapping)
             return sets, {key.partition(".")[2]: file.get_tensor(key) for key in keys}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path}: not a packed set; {REMEDY}") from None
 
 

@@ -350,7 +350,7 @@ def _is_record(path: Path) -> bool:
     """Whether a file is the record of a job."""
     try:
         return "job" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

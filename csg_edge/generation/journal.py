@@ -62,7 +62,7 @@ class Journal:
     def _finished_digest(self) -> str:
         try:
             return str(json.loads((self.out / FINISHED).read_text(encoding="utf-8")).get("job", ""))
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return ""
 
     def _read_done(self) -> list[str]:
@@ -72,7 +72,7 @@ class Journal:
             return []
         lines = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 lines.append(json.loads(line))
         if not lines or not isinstance(lines[0], dict) or lines[0].get("job") != self.digest:
             raise InputError(

@@ -249,7 +249,7 @@ def load_evaluators(directory: Path = SHIPPED, *, schema: LabelSchema | None = N
         own = LabelSchema(tuple(values["labels"]))
         hashes = {name: values["sha256"][name] for name in ("segmenter", "encoder")}
         size = int(values["image_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
             f"{directory}: no evaluators there ({error}); fit them with csg-edge fit-evaluators"
         ) from None

@@ -87,7 +87,7 @@ class Record:
             )
             gates = tuple(Gate(**item) for item in values["gates"])
             return cls(**{**values, "subjects": subjects, "gates": gates, "limits": tuple(values["limits"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}: no validation record that can be read ({error}); run csg-edge validate again"
             ) from None

@@ -106,7 +106,7 @@ def read_registration(path: Path) -> Registration:
         for key in ("classes", "seeds", "notes"):
             values[key] = tuple(values[key])
         registration = Registration(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: no registered reader study ({error}); give the file that --register wrote") from None
     if registration.sha256 != digest:
         raise InputError(f"{path}: altered since it was registered; take the file as it was published")

@@ -237,7 +237,7 @@ def _refuse_other_study(key: Path, study: str) -> None:
         return
     try:
         present = json.loads(key.read_text(encoding="utf-8"))["study"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         present = "something else"
     if present != study:
         raise InputError(f"{key}: holds the key of {present}, whose answers would be lost; choose another folder")

@@ -283,14 +283,14 @@ def _read_key(path: Path) -> tuple[str, dict[str, str], str, str]:
             raise ValueError("it needs real and synthetic images")
         made = " ".join(str(values[name]) for name in ("bundle", "bundle_manifest_sha256", "engine") if name in values)
         return str(values["study"]), truth, str(values.get("registration", "")), made
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not the key of a reader study ({error}); give the key.json made with it") from None
 
 
 def _read_answers(path: Path, study: str, truth: dict[str, str]) -> _Answers:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot read ({error}); give the CSV file that the study's page saved") from None
     # A spreadsheet may have saved the file again, with the separator of its country.
     separator = max(",;\t", key=text.partition("\n")[0].count)

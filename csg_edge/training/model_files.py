@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: missing; give a folder written by `csg-edge train` or `distill`, or one as in "
             "docs/teacher-format.md"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: not JSON ({error}); copy the model again") from None
     if not isinstance(values, dict):
         raise TrainingError(f"{path}: holds no JSON object; copy the model again")
