@@ -56,9 +56,14 @@ def check_pixels(width: int, height: int, path: Path) -> None:
         )
 
 
-def read_header(data: bytes, path: Path) -> Header | None:
-    """Size, pages and orientation; None for a file that Pillow does not know. Raises InputError for too many pixels."""
-    if data.startswith(PNG_SIGNATURE) and b"eXIf" not in data:  # packed sets are read without Pillow
+def read_header(data: bytes | None, path: Path) -> Header | None:
+    """Size, pages and orientation; None for a file that Pillow does not know. Raises InputError for too many pixels.
+
+    data: of the file; None: only what is needed of it is read.
+    """
+    if (
+        data is not None and data.startswith(PNG_SIGNATURE) and b"eXIf" not in data
+    ):  # packed sets are read without Pillow
         width, height = (int.from_bytes(data[start : start + 4]) for start in (16, 20))
         check_pixels(width, height, path)
         bits = data[24] if data[25:26] == b"\0" else 8
@@ -68,7 +73,7 @@ def read_header(data: bytes, path: Path) -> Header | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are checked here, and of odd metadata
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 width, height = image.size
                 check_pixels(width, height, path)
                 orientation = int(image.getexif().get(ORIENTATION, 1))

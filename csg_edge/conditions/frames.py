@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from csg_edge.conditions import dicom, nifti
-from csg_edge.conditions.decoding import TIFF_SIGNATURES, read_header
+from csg_edge.conditions.decoding import read_header
 from csg_edge.errors import InputError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -41,16 +41,14 @@ def image_name(path: Path) -> str:
 
 def frame_count(path: Path) -> int:
     """How many images a file has. Raises InputError for a file that cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe; whoever reads it refuses it
+        return 1
     if nifti.is_nifti(path):
         return nifti.read_header(path).slices
     if dicom.is_dicom(path):
         return dicom.frame_count(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot read ({error.strerror}); check the path") from None
-        header = read_header(data, path) if data.startswith(TIFF_SIGNATURES) else None
+        header = read_header(None, path)
         return header.pages if header else 1
     return 1
 

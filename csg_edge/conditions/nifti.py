@@ -40,7 +40,7 @@ def is_nifti(path: Path) -> bool:
 
 def read_header(path: Path) -> Header:
     """Size and spacing. Raises InputError for a file that cannot be read."""
-    return _open(path)[1]
+    return _open(path)[2]
 
 
 def read_slice(path: Path, index: int | None = None) -> NDArray[np.uint8]:
@@ -49,7 +49,7 @@ def read_slice(path: Path, index: int | None = None) -> NDArray[np.uint8]:
     index: counted from 0; may be left out for a file of one slice. Raises InputError for an unreadable file, a slice
     that it has not, several slices when none is named, or values that are no whole numbers from 0 to 255.
     """
-    image, header = _open(path)
+    image, turn, header = _open(path)
     if index is None and header.slices > 1:
         raise InputError(f"{path}: {header.slices} slices; name one, {path.name}#0 to #{header.slices - 1}")
     if not 0 <= (index or 0) < header.slices:
@@ -57,7 +57,11 @@ def read_slice(path: Path, index: int | None = None) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = np.asanyarray(image.dataobj)[:, :, index or 0]
+            import nibabel
+
+            library: Any = nibabel
+            stored = np.asanyarray(image.dataobj).reshape(_three(image.shape))
+            values = library.orientations.apply_orientation(stored, turn)[:, :, index or 0]
     except (MemoryError, InputError):
         raise
     except Exception:  # a file that was cut, or compressed data that was damaged
@@ -69,7 +73,13 @@ def read_slice(path: Path, index: int | None = None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values.T.astype(np.uint8))
 
 
-def _open(path: Path) -> tuple[Any, Header]:
+def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with three axes: an image of two has one slice."""
+    return (*shape, 1, 1)[:3]
+
+
+def _open(path: Path) -> tuple[Any, Any, Header]:
+    """The file with its pixels unread, how its axes are to be turned, and what the header says of the turned image."""
     try:
         import nibabel
     except ImportError:
@@ -79,23 +89,21 @@ def _open(path: Path) -> tuple[Any, Header]:
             warnings.simplefilter("ignore")
             library: Any = nibabel  # whose functions have no types
             image, orientations = library.load(path), library.orientations
-            shape = image.shape + (1,) * (3 - len(image.shape))
-            if len(shape) > 3 and set(shape[3:]) != {1}:
-                raise InputError(f"{path}: {len(shape)} axes; save images of two or three axes")
+            if set(image.shape[3:]) - {1}:
+                raise InputError(f"{path}: {len(image.shape)} axes; save images of two or three axes")
+            shape = _three(image.shape)
             check_pixels(int(shape[0]), int(shape[1]), path)
             check_pixels(int(np.prod(shape, dtype=np.int64)), 1, path)
             if min(shape) < 1:
                 raise InputError(f"{path}: an image without pixels; export it again")
-            spacing = [float(value) for value in image.header.get_zooms()[:3]]
-            if len(image.shape) != 3:
-                image = library.Nifti1Image(np.asanyarray(image.dataobj).reshape(shape[:3]), image.affine)
             turn = orientations.ornt_transform(
                 orientations.io_orientation(image.affine), orientations.axcodes2ornt(AXES)
             )  # fmt: skip
-            turned = image.as_reoriented(turn)
-            zooms = [float(value) for value in turned.header.get_zooms()[:3]] or spacing
-            width, height, slices = (int(side) for side in turned.shape)
-            return turned, Header(width, height, slices, (zooms[0], zooms[1], zooms[2]))
+            zooms = (*image.header.get_zooms(), 1.0)[:3]
+            came_from = [int(axis) for axis in np.argsort(turn[:, 0])]  # of each turned axis
+            width, height, slices = (int(shape[axis]) for axis in came_from)
+            columns, rows, apart = (float(zooms[axis]) for axis in came_from)
+            return image, turn, Header(width, height, slices, (columns, rows, apart))
     except InputError:
         raise
     except FileNotFoundError:

@@ -5,7 +5,6 @@ Which mask meets which context and seed, and writing the images so that nothing 
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -257,7 +256,7 @@ def check_output(out: Path, jobs: Sequence[Job]) -> None:
         if f"{job.name}.png" == SHEET_NAME:
             source = job.mask or job.context
             raise InputError(f"{source}: {SHEET_NAME} is the name of the contact sheet; rename this file")
-    if (out / journal.GROWING).is_file() or _is_record(out / journal.FINISHED):
+    if (out / journal.GROWING).is_file() or journal.finished_digest(out):
         return  # of a job, perhaps this one, which the journal tells
     for name in (*(f"{job.name}.png" for job in jobs), journal.FINISHED, SHEET_NAME, "masks"):
         if (out / name).exists():
@@ -278,19 +277,20 @@ def run(
     kept = journal.Journal(out, journal.job_digest(_identity(jobs, record, colours)))
     if kept.finished:
         return {"out": str(out), **record, "ms_per_image": None, "kept": len(jobs), "notes": []}
-    if _is_record(out / journal.FINISHED):
+    if journal.finished_digest(out):
         raise InputError(
             f"--out {out}: {journal.FINISHED} of another job is there; choose another folder or move it away"
         )
     inputs = Inputs(generator, colours=colours)
     notes = inputs.check(jobs)
-    done = {name for name in kept.done if all(path.is_file() for path in _files(out, name, jobs))}
+    folders = [out, out / "masks"] if any(job.mask for job in jobs) else [out]
+    done = {name for name in kept.done if all((folder / f"{name}.png").is_file() for folder in folders)}
     todo = [job for job in jobs if job.name not in done]
     progress = Progress("generate", len(jobs), done=len(done), unit="images")
     try:
         with kept.growing() as file:
-            if any(job.mask for job in jobs):
-                (out / "masks").mkdir(exist_ok=True)
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
             milliseconds = []
             for job, took in _make(todo, generator, inputs, out):
                 journal.Journal.add(file, job.name)
@@ -339,19 +339,6 @@ def _write_sheet(jobs: Sequence[Job], generator: Generator, inputs: Inputs, out:
         rows.append((mask, inputs.context(job), image))
     with written_whole(out / SHEET_NAME) as aside:
         write_png(aside, contact_sheet(rows, generator.bundle.manifest.schema))
-
-
-def _files(out: Path, name: str, jobs: Sequence[Job]) -> list[Path]:
-    masks = [out / "masks" / f"{name}.png"] if any(job.mask for job in jobs) else []
-    return [out / f"{name}.png", *masks]
-
-
-def _is_record(path: Path) -> bool:
-    """Whether a file is the record of a job."""
-    try:
-        return "job" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def _record(jobs: Sequence[Job], generator: Generator) -> dict[str, Any]:

@@ -25,12 +25,20 @@ def job_digest(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
+def finished_digest(out: Path) -> str:
+    """Of the job whose whole record lies in a folder; empty where there is none, or a file that is something else."""
+    try:
+        return str(json.loads((out / FINISHED).read_text(encoding="utf-8")).get("job", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+
+
 class Journal:
     """What an output folder holds of a job. Raises InputError where the folder belongs to another job."""
 
     def __init__(self, out: Path, digest: str) -> None:
         self.out, self.digest = out, digest
-        self.finished = self._finished_digest() == digest
+        self.finished = finished_digest(out) == digest
         self.done = self._read_done()
 
     @contextmanager
@@ -58,12 +66,6 @@ class Journal:
         write_json(self.out / FINISHED, {"job": self.digest, **record})
         with suppress(FileNotFoundError):
             (self.out / GROWING).unlink()
-
-    def _finished_digest(self) -> str:
-        try:
-            return str(json.loads((self.out / FINISHED).read_text(encoding="utf-8")).get("job", ""))
-        except (OSError, ValueError, AttributeError, RecursionError):
-            return ""
 
     def _read_done(self) -> list[str]:
         """Names of the images that an earlier run finished, in its order."""

@@ -38,7 +38,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """A subject's figures with what its pictures are drawn from."""
+    """A subject's figures with what its pictures are drawn from; the control's view is of the held-out real images."""
 
     subject: Subject
     samples: LabelledSet
@@ -125,9 +125,7 @@ def measure_generated(
     for part, positions in parts.items():
         found = own.figures(positions, full=part in yardstick.full_sets)
         figures |= {join_name(figure, part): value for figure, value in found.items()}
-    copies = memorisation(
-        own.to_train, yardstick.to_train, samples.groups, real.held_out.groups, rng=yardstick.random(7)
-    )
+    copies = own.copies(np.arange(len(samples)), np.arange(len(real.held_out)))
     return Measured(Subject(name, kind, len(samples), figures), samples, histograms, copies, style, tests, view)
 
 
@@ -181,15 +179,21 @@ class _Own:
                 [self.samples.groups[index] for index in shared], rng=yardstick.random(11),
             )  # fmt: skip
         if full and len(held_out) >= 1 / CLOSEST:
-            copies = memorisation(
-                self.to_train[positions], yardstick.to_train[held_out], part.groups, real_groups,
-                rng=yardstick.random(7),
-            )  # fmt: skip
+            copies = self.copies(positions, held_out)
             found["memorisation_rate"], found["memorisation_ratio"] = copies.near, copies.ratio
         if full and self.pixels is not None:
             scores = self.pixels.real[held_out], self.pixels.generated[positions]
             found["c2st_pixels"] = c2st_of_scores(*scores, real_groups, part.groups, seed=yardstick.seed)
         return found
+
+    def copies(self, positions: NDArray[np.intp], held_out: NDArray[np.intp]) -> Memorisation:
+        """Distances to training images of some images and of some held-out ones."""
+        yardstick = self.yardstick
+        return memorisation(
+            self.to_train[positions], yardstick.to_train[held_out],
+            [self.samples.groups[index] for index in positions],
+            [yardstick.real.held_out.groups[index] for index in held_out], rng=yardstick.random(7),
+        )  # fmt: skip
 
     def _context_copies(self, positions: NDArray[np.intp]) -> Figure:
         """Median distance of an image to its own context, over that of the mask's real image to the same context."""
@@ -227,7 +231,8 @@ def measure_control(yardstick: Yardstick, *, pixels: bool, note: Note) -> Measur
         for name, figure in found.items():
             parts.setdefault(name, []).append(figure)
     figures |= {name: _mean(found) for name, found in parts.items()}
-    return Measured(Subject("real against real", "control", len(every.groups), figures), view.samples)
+    control = Subject("real against real", "control", len(every.groups), figures)
+    return Measured(control, view.samples, view=view)
 
 
 def _halves(groups: Sequence[str], rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -9,8 +9,7 @@ import numpy as np
 from csg_edge.quality.cases import Cases, RealData
 from csg_edge.quality.measure import Measured
 from csg_edge.quality.report import REAL, ContextPair, Fake, Neighbour, Pictures, SheetRow
-from csg_edge.quality.speckle import STATISTICS, speckle_statistics
-from csg_edge.quality.spectrum import radial_log_spectra
+from csg_edge.quality.speckle import STATISTICS
 
 ROWS = 12
 WORST = 6
@@ -20,10 +19,11 @@ def choose_pictures(measured: Sequence[Measured], cases: Cases, real: RealData, 
     """The same cases of every subject; the nearest neighbours and the most obvious fakes, worst first."""
     subjects = [item for item in measured if item.subject.kind != "control"]
     shown = np.unique(np.linspace(0, cases.single - 1, ROWS).astype(int))
-    sources = {REAL: real.held_out, **{item.subject.name: item.samples for item in subjects}}
-    spectra = {name: radial_log_spectra(samples.images).mean(axis=0) for name, samples in sources.items()}
+    names = {item.subject.name: REAL if item.subject.kind == "control" else item.subject.name for item in measured}
+    views = {names[item.subject.name]: item.view for item in measured if item.view is not None}
+    spectra = {name: view.spectra.mean(axis=0) for name, view in views.items()}
     side = real.held_out.images.shape[1]
-    speckle = {name: speckle_statistics(samples).values for name, samples in sources.items()}
+    speckle = {name: view.speckle.values for name, view in views.items() if view.speckle is not None}
     return Pictures(
         classes=tuple(classes),
         sheets={

@@ -136,7 +136,7 @@ def _worst_set(record: Record) -> str:
 def _tables(record: Record, subjects: Sequence[Subject]) -> list[tuple[str, list[tuple[str, list[Figure | None]]]]]:
     """(title, rows) of a table for each set, in the order of the gates and so the worst first, then of all together."""
     names = list(dict.fromkeys(gate.name.split("/")[1] for gate in record.gates if "/" in gate.name))
-    names += [name for subject in subjects for name in sets_of(subject.figures) if name not in names]
+    names += [name for subject in subjects for name in sets_of(subject.figures)]
     tables = []
     for name in dict.fromkeys(names):
         figures = []
