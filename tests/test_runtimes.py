@@ -34,7 +34,7 @@ from csg_edge.runtimes.trt import TensorRtRtxRuntime, TensorRtRuntime
 @pytest.fixture(scope="module")
 def feeds(shipped: Path) -> dict[str, Any]:
     bundle = read_bundle(shipped)
-    mask, context, _ = read_case(bundle, bundle.manifest.golden[0], 1)
+    mask, context, *_ = read_case(bundle, bundle.manifest.golden[0], 1)
     noise = np.random.default_rng(0).standard_normal((1, 16, 64, 64), dtype=np.float32)
     return {"mask": mask[None], "context": context[None], "noise": noise}
 

@@ -167,7 +167,7 @@ class TestModelFolder:
         bundle = read_bundle(shipped)
         student = CsgModel.load(Path(__file__).parents[1] / "export" / "msk-256.student").eval()
         case = bundle.manifest.golden[0]
-        mask, context, expected = read_case(bundle, case, 1)
+        mask, context, expected, *_ = read_case(bundle, case, 1)
         noise = noise_for(case.seed, student.latent_shape(1)[1:])
         with torch.no_grad():
             image = FewStepGraph(student, 1)(*(torch.from_numpy(item[None]) for item in (mask, context, noise)))[0]

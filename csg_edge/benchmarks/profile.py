@@ -108,8 +108,11 @@ def _inputs(bundle: Bundle, request: Mapping[str, Any], count: int) -> Iterable[
         masks, contexts = library["masks"], library["contexts"]
     for index in range(count):
         noise = noise_for(request["seed"] + index, bundle.manifest.noise_shape)
-        yield {"mask": masks[index % len(masks)][None], "context": contexts[index % len(contexts)][None],
-               "noise": noise[None]}  # fmt: skip
+        feeds = {"mask": masks[index % len(masks)][None], "context": contexts[index % len(contexts)][None],
+                 "noise": noise[None]}  # fmt: skip
+        if shape := bundle.manifest.fibre_shape:
+            feeds["fibre"] = np.zeros((1, *shape), np.float32)
+        yield feeds
 
 
 def _openvino(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.bundle.manifest import Bundle, GoldenCase, Tolerance
+from csg_edge.conditions.fibre_files import read_field
+from csg_edge.conditions.fibres import GIVEN, Field
 from csg_edge.conditions.files import read_context, read_mask
 
 Image = NDArray[np.uint8]
 
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
+FIELD_TOLERANCE = 0.08  # of `field_difference`, for every precision; the files round to whole degrees
 
 
 # Wang et al. 2004, 10.1109/TIP.2003.819861, section III-B: an 11 x 11 Gaussian of deviation 1.5, K1 and K2.
@@ -68,13 +72,32 @@ class Difference:
         return {**asdict(self), "psnr": self.psnr if math.isfinite(self.psnr) else None}
 
 
-def read_case(bundle: Bundle, case: GoldenCase, steps: int) -> tuple[Image, Image, Image]:
-    """Mask, context and expected image of a golden case, each (H, W) uint8."""
-    return (
+class CaseData(NamedTuple):
+    """A golden case, read: mask, context and expected image (H, W) uint8, what is given of the fibre field, and used.
+
+    field, used: (3, 16, 16) float32, or None.
+    """
+
+    mask: Image
+    context: Image
+    expected: Image
+    field: Field | None
+    used: Field | None
+
+
+def read_case(bundle: Bundle, case: GoldenCase, steps: int) -> CaseData:
+    """Read the files of a golden case. Raises InputError for a file that is not what the manifest says it is."""
+    return CaseData(
         read_mask(bundle.file(case.mask), bundle.manifest.schema),
         read_context(bundle.file(case.context)),
         read_context(bundle.file(case.expected[str(steps)])),
+        *(None if name is None else read_field(bundle.file(name)) for name in (case.fibre, case.fibre_used)),
     )
+
+
+def field_difference(field: Field, expected: Field) -> float:
+    """Root mean square distance of the direction vectors of two fibre fields, 0 to 2."""
+    return float(np.sqrt(np.square(field[:GIVEN] - expected[:GIVEN]).sum(axis=0).mean()))
 
 
 def within(image: Image, expected: Image, tolerance: Tolerance, *, psnr: float) -> bool:

@@ -18,7 +18,9 @@ from csg_edge.errors import BundleError, CsgEdgeError, InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.storage import write_json, write_whole
 
-FORMAT = 2
+FORMAT = 3
+READS = (2, 3)  # before 3 there was no fibre field
+FIBRE_SHAPE = (3, 16, 16)  # as csg_edge.conditions.fibres.SHAPE, which needs OpenCV
 MANIFEST_NAME = "manifest.json"
 DIGEST_NAME = "manifest.sha256"  # the manifest hashes every other file; this hashes the manifest
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -29,6 +31,7 @@ SCALARS: dict[str, type | tuple[type, ...]] = {
     "int": int,
     "float": (int, float),
     "int | None": (int, NoneType),
+    "str | None": (str, NoneType),
     "Mapping[str, Any]": dict,
 }
 STATES = ("verified", "unverified")
@@ -72,7 +75,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX graph that engines are built from: mask, context, noise -> image."""
+    """An ONNX graph that engines are built from: mask, context, noise[, fibre] -> image[, fibre_used]."""
 
     steps: int
     precision: str
@@ -100,15 +103,34 @@ class Engine:
     report: Mapping[str, Any] = field(default_factory=dict)  # how it was built; for people
 
 
+def both_files(name: str) -> tuple[str, str]:
+    """`NAME.direction.png` -> itself and `NAME.coherence.png`. Raises BundleError for another name."""
+    stem = name.removesuffix(".direction.png")
+    if stem == name:
+        raise BundleError(f"{name!r}: a fibre field ends in .direction.png; export the bundle again")
+    return name, f"{stem}.coherence.png"
+
+
 @dataclass(frozen=True)
 class GoldenCase:
-    """Inputs and, per number of steps, the image the fp32 torch reference made of them."""
+    """Inputs and, per number of steps, the image the fp32 torch reference made of them.
+
+    fibre: what is given of the fibre field, None for nothing; fibre_used: the field that the reference used, None where
+    the bundle takes none. Both are the first of a pair of PNG files (`csg_edge.conditions.fibre_files`).
+    """
 
     name: str
     mask: str
     context: str
     seed: int
     expected: Mapping[str, str]
+    fibre: str | None = None
+    fibre_used: str | None = None
+
+    def files(self) -> list[str]:
+        """All files that the case needs."""
+        pairs = [name for field in (self.fibre, self.fibre_used) if field is not None for name in both_files(field)]
+        return [self.mask, self.context, *self.expected.values(), *pairs]
 
 
 @dataclass(frozen=True)
@@ -134,6 +156,7 @@ class Manifest:
     golden: tuple[GoldenCase, ...]
     files: Mapping[str, FileEntry]
     export: Mapping[str, Any]  # how the graphs were made; for people
+    fibre_shape: tuple[int, int, int] | None = None  # of the fibre field: channels, rows, columns; None: takes none
 
     @property
     def schema(self) -> LabelSchema:
@@ -187,9 +210,10 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, RecursionError):  # brackets without end
         raise BundleError(f"{path}: damaged (not JSON); copy the bundle again") from None
     found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
+    if found not in READS or isinstance(found, bool | float):
         raise BundleError(
-            f"{path}: bundle format {found!r}, this csg-edge reads {FORMAT}; export it again or update csg-edge"
+            f"{path}: bundle format {found!r}, this csg-edge reads {' and '.join(map(str, READS))}; export it again or "
+            "update csg-edge"
         )
     try:
         return _parse(values)
@@ -214,7 +238,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     files = {name: _entry(directory / name) for name in names if name not in (MANIFEST_NAME, DIGEST_NAME)}
-    manifest = replace(manifest, files=files)
+    manifest = replace(manifest, files=files, format=FORMAT)
     write_json(directory / MANIFEST_NAME, asdict(manifest))
     write_whole(directory / DIGEST_NAME, _digest_line(directory))
     return manifest
@@ -255,6 +279,9 @@ def _check_file(root: Path, name: str, entry: FileEntry) -> None:
 
 
 def _parse(values: dict[str, Any]) -> Manifest:
+    if values["format"] == 2:
+        values = {**values, "fibre_shape": None}
+        values["golden"] = [{**item, "fibre": None, "fibre_used": None} for item in values["golden"]]
     engines = tuple(
         _build(Engine, {**item, "tolerance": _build(Tolerance, item["tolerance"], "tolerance")}, "engine")
         for item in values["engines"]
@@ -272,6 +299,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
             **values,
             "image_size": _ints(values["image_size"], 2),
             "noise_shape": _ints(values["noise_shape"], 3),
+            "fibre_shape": None if values["fibre_shape"] is None else _fibre_shape(values["fibre_shape"]),
             "labels": _labels(values["labels"]),
             "graphs": graphs,
             "engines": engines,
@@ -281,7 +309,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
         "manifest",
     )
     used = [graph.file for graph in graphs] + [engine.file for engine in engines]
-    used += [file for case in golden for file in (case.mask, case.context, *case.expected.values())]
+    used += [file for case in golden for file in case.files()]
     for name in used:
         if name not in files:
             raise BundleError(f"{name!r} is used but not listed under files; export the bundle again")
@@ -315,6 +343,13 @@ def _labels(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"labels is {values!r}")
     return LabelSchema(tuple(values)).names
+
+
+def _fibre_shape(values: Any) -> tuple[int, ...]:
+    shape = _ints(values, 3)
+    if shape != FIBRE_SHAPE:
+        raise ValueError(f"fibre_shape {shape}; csg-edge knows {FIBRE_SHAPE}")
+    return shape
 
 
 def _ints(values: Any, count: int) -> tuple[int, ...]:

@@ -54,21 +54,27 @@ class CalibrationSet:
     contexts: Image
     noise_shape: tuple[int, int, int]
     fingerprint: str  # SHA-256 over pixels and seeds
+    fibre_shape: tuple[int, int, int] | None = None  # of the fibre field, where the graph takes one
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def feeds(self, index: int) -> Results:
-        """The inputs of a graph for one sample: mask and context (1, H, W) uint8, noise (1, C, h, w) float32."""
+        """The inputs of a graph for one sample: mask and context (1, H, W) uint8, noise (1, C, h, w) float32.
+
+        Of the fibre field nothing is given: what the graph draws is like what it is given.
+        """
         noise = noise_for(self.samples[index].seed, self.noise_shape)[None]
-        return {"mask": self.masks[index][None], "context": self.contexts[index][None], "noise": noise}
+        feeds = {"mask": self.masks[index][None], "context": self.contexts[index][None], "noise": noise}
+        return feeds if self.fibre_shape is None else {**feeds, "fibre": np.zeros((1, *self.fibre_shape), np.float32)}
 
     def __iter__(self) -> Iterator[Results]:
         return (self.feeds(index) for index in range(len(self)))
 
     def take(self, count: int) -> CalibrationSet:
         """The first `count` samples: lists go round the sets, so any beginning is a fair choice."""
-        return _with_fingerprint(self.samples[:count], self.masks[:count], self.contexts[:count], self.noise_shape)
+        fewer = self.samples[:count], self.masks[:count], self.contexts[:count]
+        return _with_fingerprint(*fewer, self.noise_shape, self.fibre_shape)
 
 
 def draw_samples(roots: Sequence[Path], *, count: int, seed: int) -> tuple[Sample, ...]:
@@ -153,7 +159,7 @@ def read_samples(roots: Sequence[Path], samples: Sequence[Sample], manifest: Man
         raise InputError(f"all {len(samples)} masks are the same; give varied data to calibrate on")
     if (pixels[1] == pixels[1][:, :1, :1]).all():
         raise InputError(f"all {len(samples)} contexts are constant images; give real images to calibrate on")
-    return _with_fingerprint(tuple(samples), *pixels, manifest.noise_shape)
+    return _with_fingerprint(tuple(samples), *pixels, manifest.noise_shape, manifest.fibre_shape)
 
 
 def _check_ids(sample: Sample, found: FolderSet | PackedSet, place: dict[str, int]) -> None:
@@ -201,9 +207,13 @@ def _set_order(found: FolderSet | PackedSet, random: np.random.Generator) -> lis
 
 
 def _with_fingerprint(
-    samples: tuple[Sample, ...], masks: Image, contexts: Image, noise_shape: tuple[int, int, int]
+    samples: tuple[Sample, ...],
+    masks: Image,
+    contexts: Image,
+    noise_shape: tuple[int, int, int],
+    fibre_shape: tuple[int, int, int] | None,
 ) -> CalibrationSet:
     digest = hashlib.sha256(repr([sample.seed for sample in samples]).encode())
     digest.update(masks.tobytes())
     digest.update(contexts.tobytes())
-    return CalibrationSet(samples, masks, contexts, noise_shape, digest.hexdigest())
+    return CalibrationSet(samples, masks, contexts, noise_shape, digest.hexdigest(), fibre_shape)

@@ -124,8 +124,9 @@ def _golden(bundle: Bundle, generator: Generator, steps: int) -> Difference:
         raise EngineError("the bundle has no golden cases; export it again")
     differences = []
     for case in bundle.manifest.golden:
-        mask, context, expected = read_case(bundle, case, steps)
-        differences.append(Difference.between(generator.generate_one(mask, context, case.seed), expected))
+        data = read_case(bundle, case, steps)
+        image = generator.generate_one(data.mask, data.context, case.seed, field=data.field)
+        differences.append(Difference.between(image, data.expected))
     return Difference.worst(differences)
 
 

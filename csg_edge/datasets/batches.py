@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.conditions import fibres
 from csg_edge.conditions.contexts import ContextBank, style_of
+from csg_edge.conditions.fibres import Field
 from csg_edge.datasets.augmentation import Look, Maps, draw_bend, draw_warp, warp
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
 from csg_edge.errors import TrainingError
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     image: Image  # (B, H, W)
     mask: Image  # (B, H, W)
     context: Image  # (B, H, W)
+    field: Field  # (B, 3, 16, 16) fibre field of each image; zeros where it was dropped or none is wanted
 
 
 def look_alikes(data: LabelledSet, count: int = LOOK_ALIKES) -> NDArray[np.intp]:
@@ -49,17 +52,20 @@ class BatchSource:
     """Draws batches from several labelled sets; `weights` is each set's share of the draws.
 
     geometry: how every second image is bent. contexts: whether any are wanted. Without them they are black, nothing is
-    looked at for which images are alike, and a set may be of one group.
+    looked at for which images are alike, and a set may be of one group. own_contexts: share of contexts that are the
+    image itself at another geometry; the rest are images of other groups that look alike. field_dropout: share of
+    fibre fields that are dropped; None where no field is wanted.
     """
 
     def __init__(
         self, sets: list[LabelledSet], weights: list[float], *, batch: int, dropout: float, seed: int,
-        contexts: bool = True, geometry: Geometry = draw_bend,
+        contexts: bool = True, own_contexts: float = 0.5, geometry: Geometry = draw_bend,
+        field_dropout: float | None = None,
     ) -> None:  # fmt: skip
         if len({item.images.shape[1:] for item in sets}) != 1:
             raise TrainingError("training sets differ in image size; read them at one size")
         self.sets, self.batch_size, self.dropout, self.seed = sets, batch, dropout, seed
-        self.geometry = geometry
+        self.geometry, self.own_contexts, self.field_dropout = geometry, own_contexts, field_dropout
         self.shares = np.array(weights) / sum(weights)
         self.groups = [list(item.indices_by_group().values()) for item in sets]
         for item, groups in zip(sets, self.groups, strict=True):
@@ -89,7 +95,7 @@ class BatchSource:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _example(self, random: np.random.Generator) -> tuple[Image, Image, Image]:
+    def _example(self, random: np.random.Generator) -> tuple[Image, Image, Image, Field]:
         which = random.choice(len(self.sets), p=self.shares)
         data, groups = self.sets[which], self.groups[which]
         group = random.choice(len(groups), p=self.group_shares[which])
@@ -109,7 +115,7 @@ class BatchSource:
         if self.look_alikes:
             # What a context shows is worth reading only if the image looks like it. So it is either the image itself at
             # another geometry or, as in use, an image of another group that looks alike (phase 2 of CSG).
-            if random.random() < 0.5:
+            if random.random() >= self.own_contexts:
                 context = data.images[int(random.choice(self.look_alikes[which][index]))]
             else:
                 context = warp(data.images[index], draw_warp(shape, random, strength=2.5))
@@ -118,7 +124,10 @@ class BatchSource:
             mask = np.full_like(mask, NO_MASK)
         if random.random() < self.dropout:
             context = np.zeros_like(context)
-        return image, mask, context
+        field = np.zeros((fibres.CHANNELS, fibres.SIDE, fibres.SIDE), np.float32)
+        if self.field_dropout is not None and random.random() >= self.field_dropout:
+            field = fibres.field_of_image(image)
+        return image, mask, context, field
 
 
 def read_training_sets(roots: list[Path], schema: LabelSchema, *, split: str, size: int) -> list[LabelledSet]:

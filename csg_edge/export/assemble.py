@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from csg_edge import __version__
 from csg_edge.bundle.manifest import (
+    FIBRE_SHAPE,
     FORMAT,
     Bundle,
     Engine,
@@ -22,6 +24,8 @@ from csg_edge.bundle.manifest import (
     check_replaceable,
     write_manifest,
 )
+from csg_edge.conditions.fibre_files import DIRECTION, read_field, write_field
+from csg_edge.conditions.fibres import GIVEN, Wish, field_of_mask, nothing_given
 from csg_edge.conditions.files import write_png
 from csg_edge.datasets.phantom import SCENES, make_phantom
 from csg_edge.errors import EngineError, InputError
@@ -29,11 +33,13 @@ from csg_edge.export.graph import OPSET, FewStepGraph, check_student, export_gra
 from csg_edge.export.parity import graph_error
 from csg_edge.export.targets import TOLERANCES
 from csg_edge.generation.verify import verify_engine
+from csg_edge.labels import NO_MASK
 from csg_edge.noise import noise_for
 from csg_edge.storage import folder_replaced
 from csg_edge.training.model import CsgModel
 
 GOLDEN_SEED = 2024
+GOLDEN_DIRECTIONS = -20, 20  # degrees, for the class with most pixels
 EMPTY: Mapping[str, Path] = MappingProxyType({})
 
 # In order of preference: what `auto` tries first. These open the ONNX graph itself; `build` adds others.
@@ -79,6 +85,7 @@ def export_bundle(
             golden=cases,
             files={},
             export={"opset": OPSET, "torch": torch.__version__.split("+")[0]},
+            fibre_shape=None if model.prior is None else FIBRE_SHAPE,
         )
         bundle = Bundle(aside, manifest)
         graphs = tuple(replace(graph, error=graph_error(bundle, graph)) for graph in graphs)
@@ -102,7 +109,10 @@ def _sort_out(bundle: Bundle, engines: Sequence[Engine]) -> tuple[tuple[Engine, 
 
 
 def _golden_cases(model: CsgModel, directory: Path, steps: Sequence[int]) -> tuple[GoldenCase, ...]:
-    """Write one case per phantom scene, with the fp32 torch image of each number of steps."""
+    """Write one case per phantom scene, with the fp32 torch image of each number of steps.
+
+    Where the student takes a fibre field, the first case leaves it to the prior, every second one gives a direction.
+    """
     references = {count: FewStepGraph(model, count).eval() for count in steps}
     cases = []
     (directory / "golden").mkdir()
@@ -111,19 +121,35 @@ def _golden_cases(model: CsgModel, directory: Path, steps: Sequence[int]) -> tup
         look = GOLDEN_SEED + 100 + index
         mask = make_phantom(GOLDEN_SEED + index, size=model.image_size, scene=scene, appearance_seed=look).mask
         context = make_phantom(GOLDEN_SEED + 50 + index, size=model.image_size, scene=scene, appearance_seed=look).image
+        given = used = None
+        inputs = [mask[None], context[None], noise_for(index, model.latent_shape(1)[1:])[None]]
+        if model.prior is not None:
+            given = nothing_given()
+            if index % 2:
+                target = model.schema.names[int(np.bincount(mask[mask != NO_MASK]).argmax())]
+                field = field_of_mask(mask, model.schema, [Wish(target, *GOLDEN_DIRECTIONS)], seed=index)
+                field[GIVEN] = field[GIVEN] > 0.5  # the file says of a cell whether it is given or not
+                given = read_field(write_field(directory / "golden", f"{scene}.fibre", field, kind="png")[0])
+            inputs.append(given[None])
+        expected = {}
+        for count, reference in references.items():
+            with torch.no_grad():
+                made = reference(*(torch.from_numpy(values) for values in inputs))
+            image, used = (made, None) if given is None else made
+            expected[str(count)] = f"golden/{scene}.steps-{count}.png"
+            write_png(directory / expected[str(count)], image.numpy()[0])
         case = GoldenCase(
             name=scene,
             mask=f"golden/{scene}.mask.png",
             context=f"golden/{scene}.context.png",
             seed=index,
-            expected={str(count): f"golden/{scene}.steps-{count}.png" for count in steps},
+            expected=expected,
+            fibre=f"golden/{scene}.fibre{DIRECTION}" if given is not None and given.any() else None,
+            fibre_used=None if used is None else f"golden/{scene}.fibre-used{DIRECTION}",
         )
         write_png(directory / case.mask, mask)
         write_png(directory / case.context, context)
-        inputs = (mask[None], context[None], noise_for(index, model.latent_shape(1)[1:])[None])
-        for count, reference in references.items():
-            with torch.no_grad():
-                image = reference(*(torch.from_numpy(values) for values in inputs)).numpy()[0]
-            write_png(directory / case.expected[str(count)], image)
+        if used is not None:
+            write_field(directory / "golden", f"{scene}.fibre-used", used.numpy()[0], kind="png")
         cases.append(case)
     return tuple(cases)

@@ -195,8 +195,11 @@ def build_tensorrt(
 
 
 def _promised_ports(manifest: Manifest, *, batch: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    image = ("uint8", (batch, *manifest.image_size))
-    return {"mask": image, "context": image, "noise": ("float32", (batch, *manifest.noise_shape)), "image": image}
+    image: tuple[str, tuple[int, ...]] = ("uint8", (batch, *manifest.image_size))
+    ports = {"mask": image, "context": image, "noise": ("float32", (batch, *manifest.noise_shape)), "image": image}
+    if shape := manifest.fibre_shape:
+        ports |= dict.fromkeys(("fibre", "fibre_used"), ("float32", (batch, *shape)))
+    return ports
 
 
 def _engine(

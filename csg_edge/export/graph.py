@@ -1,7 +1,7 @@
-"""A student becomes one ONNX graph per number of steps: mask, context, noise -> image.
+"""A student becomes one ONNX graph per number of steps: mask, context, noise[, fibre] -> image[, fibre_used].
 
-Condition encoder, one-hot, every denoiser evaluation, decoder and uint8 conversion are all inside. Timesteps are
-constants, so the time embedding is computed here and its network never enters the graph. Nodes are named
+Condition encoder, fibre prior, one-hot, every denoiser evaluation, decoder and uint8 conversion are all inside.
+Timesteps are constants, so the time embedding is computed here and its network never enters the graph. Nodes are named
 `stage/module/operator`, the stages being `context`, `step_1`, `step_2`, ... and `decode`.
 """
 
@@ -20,6 +20,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from csg_edge import __version__
+from csg_edge.conditions import fibres
 from csg_edge.errors import EngineError, InputError
 from csg_edge.export.weights import Tensors, share_weights, write_graphs
 from csg_edge.training.model import CsgModel
@@ -36,15 +37,24 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class ContextStage(nn.Module):
-    """Mask and context (B, H, W) uint8 -> Conditions."""
+    """Mask and context (B, H, W) uint8 -> Conditions.
+
+    Where the student takes a fibre field, also of noise (B, C, h, w) and what is given of it (B, 3, 16, 16); with the
+    conditions goes the field that is used, or None.
+    """
 
     def __init__(self, model: CsgModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, mask: Tensor, context: Tensor) -> Conditions:
+    def forward(
+        self, mask: Tensor, context: Tensor, noise: Tensor, given: Tensor | None
+    ) -> tuple[Conditions, Tensor | None]:
         # TensorRT takes a uint8 input only if it is cast before anything else.
-        return self.model.conditions(mask.to(torch.int64), context.to(torch.float32))
+        mask, context = mask.to(torch.int64), context.to(torch.float32)
+        if given is None:
+            return self.model.conditions(mask, context), None
+        return self.model.conditions_of(mask, context, noise, given)
 
 
 class Update(nn.Module):
@@ -90,7 +100,8 @@ class DecodeStage(nn.Module):
 class FewStepGraph(nn.Module):
     """The student with its sampler unrolled.
 
-    (B, H, W) uint8, (B, H, W) uint8, (B, C, h, w) float32 -> (B, H, W) uint8.
+    (B, H, W) uint8, (B, H, W) uint8, (B, C, h, w) float32 -> (B, H, W) uint8; with a fibre prior also the fibre field,
+    given and used, (B, 3, 16, 16) float32.
     """
 
     def __init__(self, model: CsgModel, steps: int) -> None:
@@ -99,13 +110,15 @@ class FewStepGraph(nn.Module):
         self.steps = nn.ModuleList(StepStage(model, now, then) for now, then in pairwise(STUDENT_TIMESTEPS[steps]))
         self.decode = DecodeStage(model)
 
-    def forward(self, mask: Tensor, context: Tensor, noise: Tensor) -> Tensor:
-        conditions = self.context(mask, context)
+    def forward(
+        self, mask: Tensor, context: Tensor, noise: Tensor, fibre: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        conditions, used = self.context(mask, context, noise, fibre)
         latent = noise
         for step in self.steps:
             latent = step(latent, conditions)
         image: Tensor = self.decode(latent)
-        return image
+        return image if used is None else (image, used)
 
 
 def graph_name(steps: int, *, batch: int | None, precision: str = "fp32") -> str:
@@ -124,7 +137,11 @@ def check_student(model: CsgModel) -> None:
             f"student: the network has {config.latent_channels} latent channels at 1/{config.patch} size, the "
             f"autoencoder makes {autoencoder.channels} at 1/{autoencoder.patch}; they are from two models, distil again"
         )
-    multiple = max(SIZE_MULTIPLE, config.patch * 2 ** (len(config.widths) - 1))
+    if config.fibres and model.prior is None:
+        raise InputError("student: it takes a fibre field, but has no prior to draw one; train its teacher to the end")
+    multiple = max(
+        SIZE_MULTIPLE, fibres.SIDE * config.patch if config.fibres else 0, config.patch * 2 ** (len(config.widths) - 1)
+    )
     if not 0 < model.image_size <= MAX_IMAGE_SIZE or model.image_size % multiple:
         raise InputError(
             f"--size {model.image_size}: give a multiple of {multiple} up to {MAX_IMAGE_SIZE}; "
@@ -175,11 +192,13 @@ def _metadata(model: CsgModel, steps: int, batch: int | None) -> dict[str, str]:
 def _trace(module: FewStepGraph, model: CsgModel, batch: int | None) -> onnx.ModelProto:
     count = batch or 2  # a traced batch of 1 would be taken for a constant
     size = (count, model.image_size, model.image_size)
-    example = (
+    example: tuple[Tensor, ...] = (
         torch.zeros(size, dtype=torch.uint8),
         torch.ones(size, dtype=torch.uint8),
         torch.zeros(model.latent_shape(count)),
     )
+    if model.prior is not None:
+        example += (torch.zeros(count, *fibres.SHAPE),)
     free = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     # The exporter reports at length on torchvision operators and its own deprecations.
     with torch.no_grad(), quiet("torch.onnx"):
@@ -188,9 +207,9 @@ def _trace(module: FewStepGraph, model: CsgModel, batch: int | None) -> onnx.Mod
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["mask", "context", "noise"],
-            output_names=["image"],
-            dynamic_shapes=None if batch else (free, free, free),
+            input_names=["mask", "context", "noise", "fibre"][: len(example)],
+            output_names=["image", "fibre_used"][: len(example) - 2],
+            dynamic_shapes=None if batch else (free,) * len(example),
             verbose=False,
         )
         if program is None:

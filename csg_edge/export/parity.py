@@ -50,6 +50,6 @@ def _statistics(bundle: Bundle, graph: Graph, runtime: Runtime) -> dict[str, Any
     generator = Generator(bundle, engine, runtime)
     pairs = []
     for case in bundle.manifest.golden:
-        mask, context, expected = read_case(bundle, case, graph.steps)
-        pairs.append((generator.generate_one(mask, context, case.seed), expected))
+        data = read_case(bundle, case, graph.steps)
+        pairs.append((generator.generate_one(data.mask, data.context, case.seed, field=data.field), data.expected))
     return error_statistics(pairs)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from csg_edge.bundle.manifest import Bundle, Engine, Target, read_bundle
 from csg_edge.cache import BlobCache
 from csg_edge.conditions.arrays import check_context, check_mask, resize_image, resize_mask
+from csg_edge.conditions.fibres import Field, check_field
 from csg_edge.errors import EngineError, InputError
 from csg_edge.generation.selection import Choice, identity
 from csg_edge.noise import check_seed, noise_for
@@ -24,7 +25,22 @@ from csg_edge.runtimes import Runtime, runtime_class
 from csg_edge.runtimes.base import Handle, Results
 
 Image = NDArray[np.uint8]
-Job = tuple[Image, Image, int]  # mask and context at the bundle's image size, seed
+
+
+class Job(NamedTuple):
+    """What one image is made of: mask and context at the bundle's image size, seed, what is given of a fibre field."""
+
+    mask: Image
+    context: Image
+    seed: int
+    field: Field | None = None  # None: the graph draws all of it, or takes none
+
+
+class Place(NamedTuple):
+    """Where an image is put, and the fibre field that was used for it; None: it is not asked for."""
+
+    image: Image
+    field: Field | None = None
 
 
 class Generator:
@@ -46,16 +62,32 @@ class Generator:
         self._runtime: Runtime | None = runtime
         self._begin()
 
+    @overload
     def generate(
-        self, masks: Sequence[Image], contexts: Sequence[Image], seeds: Sequence[int], *, out: Image | None = None
-    ) -> Image:
+        self, masks: Sequence[Image], contexts: Sequence[Image], seeds: Sequence[int], *, out: Image | None = None,
+        fibres: Sequence[Field | None] | None = None, return_fibres: Literal[False] = False,
+    ) -> Image: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, masks: Sequence[Image], contexts: Sequence[Image], seeds: Sequence[int], *, out: Image | None = None,
+        fibres: Sequence[Field | None] | None = None, return_fibres: Literal[True],
+    ) -> tuple[Image, Field]: ...  # fmt: skip
+
+    def generate(
+        self, masks: Sequence[Image], contexts: Sequence[Image], seeds: Sequence[int], *, out: Image | None = None,
+        fibres: Sequence[Field | None] | None = None, return_fibres: bool = False,
+    ) -> Image | tuple[Image, Field]:  # fmt: skip
         """One image per mask.
 
         masks: N (H, W) uint8 class indices; contexts: N, or one for all, (H, W) uint8 grey levels. A mask of 255
-        everywhere means no mask, a context of zeros no context. Any size,
-        stretched to the bundle's image size. seeds: N integers in 0..2^64-1; the same mask, context and seed give the
-        same bytes whatever else is in the call. out: (N, H, W) uint8 to write into. Returns (N, H, W) uint8. Raises
-        InputError before anything is generated, EngineError if the generator is closed or the runtime fails.
+        everywhere means no mask, a context of zeros no context. Any size, stretched to the bundle's image size. seeds:
+        N integers in 0..2^64-1; the same mask, context, seed and field give the same bytes whatever else is in the
+        call. out: (N, H, W) uint8 to write into. fibres: N, or one for all, fibre fields (3, 16, 16) float32 as
+        `csg_edge.conditions.fibres` has them; None: the graph draws it. Returns (N, H, W) uint8, and with return_fibres
+        also the fields that were used, (N, 3, 16, 16) float32, which given again make the same images. Raises
+        InputError before anything is generated, also for fields where the bundle takes none; EngineError if the
+        generator is closed or the runtime fails.
         """
         if not all(hasattr(given, "__len__") for given in (masks, contexts, seeds)):
             raise InputError("masks, contexts and seeds: give lists or arrays; `stream` takes any iterable")
@@ -64,55 +96,98 @@ class Generator:
                 f"{len(masks)} masks, {len(contexts)} contexts, {len(seeds)} seeds; give at least one mask, "
                 "a seed for each mask, and one context or one for each mask"
             )
+        if fibres is not None and len(fibres) not in (1, len(masks)):
+            raise InputError(f"{len(masks)} masks, {len(fibres)} fibre fields; give one, or one for each mask")
         shape = (len(masks), *self.bundle.manifest.image_size)
         if out is not None and (out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable):
             raise InputError(f"out: {out.dtype} {out.shape}; give a writeable uint8 array {shape}")
-        shared = len(contexts) == 1
+        used = self._room_for_fields(len(masks)) if return_fibres else None
+        given = [self.prepare_field(field, name=f"fibres[{i}]") for i, field in enumerate(fibres or [None])]
         prepared = [self.prepare_context(context, name=f"contexts[{i}]") for i, context in enumerate(contexts)]
-        jobs: list[Job] = [
-            (self.prepare_mask(mask, name=f"masks[{i}]"), prepared[0 if shared else i], check_seed(seeds[i]))
+        jobs = [
+            Job(
+                self.prepare_mask(mask, name=f"masks[{i}]"),
+                prepared[i % len(prepared)],
+                check_seed(seeds[i]),
+                given[i % len(given)],
+            )
             for i, mask in enumerate(masks)
         ]
         images: Image = np.empty(shape, np.uint8) if out is None else out
+        places = [Place(image, None if used is None else used[i]) for i, image in enumerate(images)]
         if len(jobs) == 1:
-            self._make_one(jobs[0], images)
+            self._make_one(jobs[0], places[0])
         else:
-            for _ in self._images(jobs, lambda index: images[index]):
+            for _ in self._images(jobs, places.__getitem__):
                 pass
-        return images
+        return images if used is None else (images, used)
 
-    def generate_one(self, mask: Image, context: Image, seed: int) -> Image:
-        """(H, W) mask, (H, W) context and a seed -> (H, W) image; as `generate` for one."""
-        image: Image = self.generate([mask], [context], [seed])[0]
+    def generate_one(self, mask: Image, context: Image, seed: int, *, field: Field | None = None) -> Image:
+        """(H, W) mask, (H, W) context, a seed and a fibre field or None -> (H, W) image; as `generate` for one."""
+        image: Image = self.generate([mask], [context], [seed], fibres=[field])[0]
         return image
 
     def stream(
-        self, masks: Iterable[Image], contexts: Image | Iterable[Image], seeds: Iterable[int]
-    ) -> Iterator[Image]:
+        self, masks: Iterable[Image], contexts: Image | Iterable[Image], seeds: Iterable[int],
+        fibres: Field | Iterable[Field | None] | None = None,
+    ) -> Iterator[Image]:  # fmt: skip
         """Images (H, W) uint8 in the order of the masks, for iterables of any length, in constant memory.
 
         contexts: one (H, W) array for all masks, read and resized once, or an iterable with one for each mask. seeds:
-        an iterable with at least as many, `itertools.count()` for example. While the device works on one image the
-        next is made ready. Errors as in `generate`, when it is that mask's turn; closing the iterator drops what is
-        under way.
+        an iterable with at least as many, `itertools.count()` for example. fibres: one field for all, an iterable with
+        one or None for each mask, or None. While the device works on one image the next is made ready. Errors as in
+        `generate`, when it is that mask's turn; closing the iterator drops what is under way.
         """
+        size = self.bundle.manifest.image_size
+        made = self._images(self._jobs(masks, contexts, seeds, fibres), lambda index: Place(np.empty(size, np.uint8)))
+        return (place.image for place in made)
+
+    def stream_with_fibres(
+        self, masks: Iterable[Image], contexts: Image | Iterable[Image], seeds: Iterable[int],
+        fibres: Field | Iterable[Field | None] | None = None,
+    ) -> Iterator[tuple[Image, Field]]:  # fmt: skip
+        """As `stream`, each image with the fibre field (3, 16, 16) float32 that was used for it."""
+        size, jobs = self.bundle.manifest.image_size, self._jobs(masks, contexts, seeds, fibres)
+        self._room_for_fields(0)
+        for place in self._images(jobs, lambda index: Place(np.empty(size, np.uint8), self._room_for_fields(1)[0])):
+            assert place.field is not None
+            yield place.image, place.field
+
+    def _jobs(
+        self, masks: Iterable[Image], contexts: Image | Iterable[Image], seeds: Iterable[int],
+        fibres: Field | Iterable[Field | None] | None,
+    ) -> Iterator[Job]:  # fmt: skip
         shared = self.prepare_context(contexts, name="context") if isinstance(contexts, np.ndarray) else None
         each = None if shared is not None else iter(contexts)
+        one = fibres is None or isinstance(fibres, np.ndarray)
+        field = self.prepare_field(fibres, name="fibres") if one else None  # type: ignore[arg-type]
+        fields = None if one else iter(fibres)  # type: ignore[arg-type]
         seeds = iter(seeds)
+        for index, mask in enumerate(masks):
+            ready = self.prepare_mask(mask, name=f"masks[{index}]")
+            try:
+                seed = check_seed(next(seeds))
+                look = shared if each is None else self.prepare_context(next(each), name=f"contexts[{index}]")
+                if fields is not None:
+                    field = self.prepare_field(next(fields), name=f"fibres[{index}]")
+            except StopIteration:
+                raise InputError(f"masks[{index}] has no context, seed or field; give one for each mask") from None
+            assert look is not None
+            yield Job(ready, look, seed, field)
 
-        def jobs() -> Iterator[Job]:
-            for index, mask in enumerate(masks):
-                ready = self.prepare_mask(mask, name=f"masks[{index}]")
-                try:
-                    seed = check_seed(next(seeds))
-                    look = shared if each is None else self.prepare_context(next(each), name=f"contexts[{index}]")
-                except StopIteration:
-                    raise InputError(f"masks[{index}] has no context or no seed; give one for each mask") from None
-                assert look is not None
-                yield ready, look, seed
+    def prepare_field(self, field: Field | None, *, name: str) -> Field | None:
+        """Check what is given of a fibre field. Raises InputError where the bundle takes none."""
+        if field is None:
+            return None
+        self._room_for_fields(0)
+        return check_field(field, name=name)
 
-        size = self.bundle.manifest.image_size
-        return self._images(jobs(), lambda index: np.empty(size, np.uint8))
+    def _room_for_fields(self, count: int) -> Field:
+        shape = self.bundle.manifest.fibre_shape
+        if shape is None:
+            raise InputError(f"{self.bundle.manifest.name}: this bundle takes no fibre field; leave it out, or export "
+                             "the bundle of a student that does")  # fmt: skip
+        return np.empty((count, *shape), np.float32)
 
     def prepare_mask(self, mask: Image, *, name: str) -> Image:
         """Check a mask and stretch it to the bundle's image size: the labels of the generated image."""
@@ -180,19 +255,17 @@ class Generator:
         _ABANDONED.extend(self._slots)
         self._slots = []
 
-    def _make_one(self, job: Job, images: Image) -> None:
-        """One image into images[0], on the calling thread: nothing to overlap, so nothing to hand over."""
+    def _make_one(self, job: Job, place: Place) -> None:
+        """One image, on the calling thread: nothing to overlap, so nothing to hand over."""
         runtime = self.runtime
         slot = self._slot(runtime)
         slot.fill([job])
-        direct = len(slot.feeds["mask"]) == 1 and images.flags.c_contiguous
-        runtime.run(slot.feeds, {"image": images} if direct else slot.results)
-        if not direct:
-            images[0] = slot.results["image"][0]
+        runtime.run(slot.feeds, slot.results_into(place.image))
+        slot.empty([place])
         self._give_back(slot)
 
-    def _images(self, jobs: Iterable[Job], place: Callable[[int], Image]) -> Iterator[Image]:
-        """Make images in order, each in the memory that `place` gives for its index; the next while one is made."""
+    def _images(self, jobs: Iterable[Job], place: Callable[[int], Place]) -> Iterator[Place]:
+        """Make images in order, each in the place for its index; the next while one is made."""
         runtime = self.runtime
         waiting: deque[_Batch] = deque()
         try:
@@ -234,42 +307,53 @@ class _Slot:
 
     feeds: Results
     results: Results
+    _direct: bool = False
 
     def fill(self, jobs: list[Job]) -> None:
-        for row, (mask, context, seed) in enumerate(jobs):
-            self.feeds["mask"][row] = mask
-            self.feeds["context"][row] = context
-            noise_for(seed, self.feeds["noise"].shape[1:], out=self.feeds["noise"][row])
+        for row, job in enumerate(jobs):
+            self.feeds["mask"][row] = job.mask
+            self.feeds["context"][row] = job.context
+            noise_for(job.seed, self.feeds["noise"].shape[1:], out=self.feeds["noise"][row])
+            if "fibre" in self.feeds:
+                self.feeds["fibre"][row] = 0.0 if job.field is None else job.field
+
+    def results_into(self, image: Image) -> Results:
+        """Where the runtime is to write: one image straight to where it belongs, of several some may only fill up."""
+        self._direct = len(self.feeds["mask"]) == 1 and image.flags.c_contiguous
+        return {**self.results, "image": image[None]} if self._direct else self.results
+
+    def empty(self, places: Sequence[Place]) -> None:
+        """Bring what was made to its places."""
+        for row, place in enumerate(places):
+            if not self._direct:
+                place.image[...] = self.results["image"][row]
+            if place.field is not None:
+                place.field[...] = self.results["fibre_used"][row]
 
 
 class _Batch:
     """The images of one inference, from their jobs to their pixels."""
 
-    def __init__(self, jobs: list[Job], images: list[Image]) -> None:
-        self.jobs, self._images = jobs, images
+    def __init__(self, jobs: list[Job], places: list[Place]) -> None:
+        self.jobs, self._places = jobs, places
         self._handle: Handle | None = None
 
     def start(self, runtime: Runtime, slot: _Slot, give_back: Callable[[_Slot], None]) -> None:
         self._slot, self._give_back = slot, give_back
-        # One image is written where it belongs; of several, some may only fill up the batch.
-        self._direct = len(slot.feeds["mask"]) == 1 and self._images[0].flags.c_contiguous
-        results = {"image": self._images[0][None]} if self._direct else slot.results
-        self._handle = runtime.start(slot.feeds, results)
+        self._handle = runtime.start(slot.feeds, slot.results_into(self._places[0].image))
 
-    def finish(self) -> list[Image]:
+    def finish(self) -> list[Place]:
         assert self._handle is not None
         self._handle.wait()
-        if not self._direct:
-            for row, image in enumerate(self._images):
-                image[...] = self._slot.results["image"][row]
+        self._slot.empty(self._places)
         self._give_back(self._slot)
-        return self._images
+        return self._places
 
     def drop(self) -> None:
         self._handle = None  # cancels, and waits until the memory is free
 
 
-def _batches(jobs: Iterable[Job], place: Callable[[int], Image], rows: int) -> Iterator[_Batch]:
+def _batches(jobs: Iterable[Job], place: Callable[[int], Place], rows: int) -> Iterator[_Batch]:
     gathered: list[Job] = []
     count = 0
     for job in jobs:
@@ -297,7 +381,9 @@ def _open_runtime(bundle: Bundle, engine: Engine, *, threads: int | None, cache:
         identity=identity(bundle, engine),
     )  # fmt: skip
     size, noise = bundle.manifest.image_size, bundle.manifest.noise_shape
-    promised = {"mask": size, "context": size, "noise": noise, "image": size}
+    promised: dict[str, tuple[int, ...]] = {"mask": size, "context": size, "noise": noise, "image": size}
+    if fibre := bundle.manifest.fibre_shape:
+        promised |= {"fibre": fibre, "fibre_used": fibre}
     found = {spec.name: spec.shape[1:] for spec in (*runtime.inputs, *runtime.outputs)}
     if found != promised:
         runtime.close()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csg_edge.bundle.golden import Difference, read_case, within
+from csg_edge.bundle.golden import Difference
 from csg_edge.bundle.manifest import Bundle, Engine
 from csg_edge.errors import CsgEdgeError
 from csg_edge.generation.generator import open_engine
+from csg_edge.generation.proof import run_case
 from csg_edge.generation.selection import why_not
 
 
@@ -39,11 +40,9 @@ def verify_engine(bundle: Bundle, engine: Engine) -> EngineResult:
         with open_engine(bundle, engine) as generator:
             precision = generator.runtime.effective_precision
             for case in bundle.manifest.golden:
-                mask, context, expected = read_case(bundle, case, engine.steps)
-                image = generator.generate_one(mask, context, case.seed)
-                difference = Difference.between(image, expected)
+                difference, passed = run_case(generator, case)
                 differences.append(difference)
-                if not within(image, expected, engine.tolerance, psnr=difference.psnr):
+                if not passed:
                     failed.append(case.name)
     except CsgEdgeError as error:
         return EngineResult(engine.target, engine.steps, "failed", str(error))

@@ -23,6 +23,7 @@ from csg_edge.storage import write_json
 from csg_edge.training.autoencoder import Autoencoder, image_to_unit, unit_to_image
 
 BAND_EXPONENT = 0.7
+BLOCK = 4  # pixels, each way
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class BlockDctConfig:
         return config
 
     @classmethod
-    def fit(cls, images: NDArray[np.uint8], *, block: int = 4) -> BlockDctConfig:
+    def fit(cls, images: NDArray[np.uint8], *, block: int = BLOCK) -> BlockDctConfig:
         """Statistics of (N, H, W) uint8 images, such that latents have zero mean per band and unit variance overall."""
         bands = analyse(image_to_unit(torch.from_numpy(images)), dct_matrix(block), block)  # (N, block^2, h, w)
         deviation = bands.std(dim=(0, 2, 3)).clamp_min(1e-6)

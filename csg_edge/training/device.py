@@ -21,6 +21,7 @@ class Tensors(NamedTuple):
     image: Tensor  # (B, H, W) uint8
     mask: Tensor  # (B, H, W) uint8
     context: Tensor  # (B, H, W) uint8
+    field: Tensor  # (B, 3, 16, 16) float32
 
 
 def tensors(batch: Batch, device: torch.device) -> Tensors:

@@ -153,7 +153,12 @@ class DiffusersTeacher(nn.Module):
         side = self.image_size // self.autoencoder.patch
         return batch, self.autoencoder.channels, side, side
 
-    def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
+    def used_field(self, mask: Tensor, context: Tensor, noise: Tensor, given: Tensor | None = None) -> None:
+        """None: it knows no fibre field."""
+
+    def integrate(
+        self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float, field: Tensor | None = None
+    ) -> Tensor:
         """See `Teacher`; guidance is classifier-free guidance (Ho & Salimans, arXiv 2207.12598) at every timestep."""
         if guidance != 1.0 and not self.droppable:
             raise TrainingError(

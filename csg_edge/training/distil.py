@@ -29,7 +29,7 @@ from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.model_files import read_json
 from csg_edge.training.process import STUDENT_TIMESTEPS
-from csg_edge.training.trajectories import Trajectories
+from csg_edge.training.trajectories import Trajectories, Trajectory
 
 if TYPE_CHECKING:  # it needs the quality extra, which a student trained without it does not
     from csg_edge.training.feature_matching import MatchedFeatures
@@ -76,12 +76,15 @@ def distil(
 
     features: needed where `terms.feature_matching` is not 0. deviation: of the trajectories' latents, where the
     student's have 1. compiled: by torch.compile, which takes minutes to begin and then half the time an iteration; it
-    needs a C++ compiler. Raises TrainingError as `check_terms`.
+    needs a C++ compiler. Raises TrainingError as `check_terms`, and for a student with a fibre field and trajectories
+    without.
     """
     blocks = student.autoencoder
     check_terms(terms, blocks, batch=loop.batch)
     if bool(terms.feature_matching) != (features is not None):
         raise ValueError("terms.feature_matching goes with the features of fit_matched_features")
+    if student.network.config.fibres and not trajectories.has_fields:
+        raise TrainingError("the student takes a fibre field, but the trajectories have none; leave out --init")
     # Weights fit a network of any number of steps: only this tells a run's students apart.
     run = {"steps": student.steps, "network": student.network.config.to_json(), "start": student.fingerprint()}
     check_same(out / "student.json", {**run, **asdict(terms)})
@@ -94,12 +97,12 @@ def distil(
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
         rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
-        noise, clean, mask, context = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
+        noise, clean, mask, context, field = (column.to(device) for column in Trajectory.stack(rows))
         drawn = draw_places(student, random, loop.batch if features is None else 1)
         drawn *= loop.batch // len(drawn)  # a mean of features is that of one evaluation
         with autocast(device, loop.precision):
-            latent, timestep = walk(student, noise, mask, context, drawn)
-            velocity = evaluate(latent, network.embed_time(timestep), student.conditions(mask, context))
+            latent, timestep = walk(student, noise, mask, context, field, drawn)
+            velocity = evaluate(latent, network.embed_time(timestep), student.conditions(mask, context, field))
         jump = latent - timestep.view(-1, 1, 1, 1) * velocity.float()
         wanted = clean / deviation
         distance = ((jump - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
@@ -134,7 +137,12 @@ def draw_places(student: CsgModel, random: np.random.Generator, count: int) -> l
 
 @torch.no_grad()
 def walk(
-    student: CsgModel, noise: Tensor, mask: Tensor, context: Tensor, places: Sequence[tuple[int, int]]
+    student: CsgModel,
+    noise: Tensor,
+    mask: Tensor,
+    context: Tensor,
+    field: Tensor | None,
+    places: Sequence[tuple[int, int]],
 ) -> tuple[Tensor, Tensor]:
     """Where a few-step student stands: (B, C, h, w) latents and (B,) timesteps.
 
@@ -148,7 +156,8 @@ def walk(
         now, then = (
             torch.tensor([timesteps[row][index] for row in rows], device=noise.device) for index in (done, done + 1)
         )
-        conditions = student.conditions(mask[chosen], context[chosen])
+        here = None if field is None else field[chosen]
+        conditions = student.conditions(mask[chosen], context[chosen], here)
         velocity = network(latent[chosen], network.embed_time(now), conditions).float()
         latent[chosen] += (then - now).view(-1, 1, 1, 1) * velocity
     reached = [row[taken] for row, (_, taken) in zip(timesteps, places, strict=True)]

@@ -95,17 +95,21 @@ def tune_int8(student: CsgModel, data: list[Path], loop: LoopConfig, *, out: Pat
     state = start_or_resume(network, loop, out)
 
     def loss(iteration: int, batch: Tensors) -> Tensor:
-        _, mask, context = batch
+        mask, context = batch.mask, batch.context
         noise = torch.randn(student.latent_shape(len(mask)), generator=seeded(loop.seed, iteration)).to(device)
         random = np.random.default_rng([loop.seed, iteration])
         later = bool(places) and random.random() < 0.5
         place = places[int(random.integers(len(places)))] if later else (1, 0)
         with autocast(device, loop.precision):
-            latent, reached = walk(frozen, noise, mask, context, [place] * len(noise))
+            with torch.no_grad():
+                field = frozen.used_field(mask, context, noise)
+            latent, reached = walk(frozen, noise, mask, context, field, [place] * len(noise))
             timestep = reached[0].item()
             with torch.no_grad():
-                wanted = latent - timestep * frozen.velocity(frozen.conditions(mask, context))(latent, timestep)
-            made = latent - timestep * int8_velocity(network, latent, timestep, student.conditions(mask, context))
+                wanted = latent - timestep * frozen.velocity(frozen.conditions(mask, context, field))(latent, timestep)
+            made = latent - timestep * int8_velocity(
+                network, latent, timestep, student.conditions(mask, context, field)
+            )
         return ((made - wanted).square().mean(dim=(1, 2, 3)) + LOSS_FLOOR).sqrt().mean()
 
     finished = fit_on_batches(state, source, loss, loop, device=device, directory=out, label="tune int8")

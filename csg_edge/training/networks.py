@@ -21,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csg_edge.conditions import fibres
 from csg_edge.errors import TrainingError
 
 STYLE_WIDTHS = (32, 64, 96)
 PROFILE_CHANNELS = 8
 TIME_FREQUENCIES = 64
+FIBRE_WIDTH, FIBRE_FEATURES = 32, 8  # within the fibre branch at the field's size, and on to the stem's
 TOKEN_WIDTH = STYLE_WIDTHS[-1] + 2  # features and where they are: depth and side
 
 
@@ -51,6 +53,7 @@ class NetworkConfig:
     norm: str = "group"  # or "affine": constants per channel, see Affine
     activation: str = "silu"  # of the denoiser; or "hardswish", "relu"
     attention: bool = True  # at the coarsest level
+    fibres: bool = False  # whether the fibre field is a condition
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS or self.activation not in ACTIVATIONS:
@@ -169,6 +172,26 @@ def fit_height(profile: Tensor, height: int) -> Tensor:
     return profile if rows == height else F.interpolate(profile, size=(height, 1), mode="nearest")
 
 
+class FibreBranch(nn.Module):
+    """Fibre field (B, 3, 16, 16) -> features (B, FIBRE_FEATURES, h, w) for the stem, h and w multiples of 16.
+
+    They are computed at the field's own size, where a place sees far around it at hardly any cost.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.conv_in = nn.Conv2d(fibres.CHANNELS, FIBRE_WIDTH, 3, padding=1)
+        self.conv_out = nn.Conv2d(FIBRE_WIDTH, FIBRE_FEATURES, 3, padding=1)
+        # Further columns of the stem, kept here so that a teacher without the branch fits. They start at nothing.
+        self.stem = zero_init(nn.Conv2d(FIBRE_FEATURES, config.widths[0], 3, padding=1, bias=False))
+
+    def forward(self, field: Tensor, height: int) -> Tensor:
+        features: Tensor = self.conv_out(self.activation(self.conv_in(field)))
+        scale = height // fibres.SIDE
+        return features if scale == 1 else F.interpolate(features, scale_factor=float(scale), mode="bilinear")
+
+
 class Block(nn.Module):
     """Residual block.
 
@@ -262,6 +285,7 @@ class CsgUNet(nn.Module):
         )
         stem = config.latent_channels + config.mask_features + 2 * PROFILE_CHANNELS + 2
         self.stem = nn.Conv2d(stem, widths[0], 3, padding=1)  # of latent and conditions, each its own columns
+        self.fibres = FibreBranch(config) if config.fibres else None
 
         # Skips are added, not concatenated: cheaper, and a quantiser never meets two distributions in one tensor.
         self.down = nn.ModuleList(self._level(level) for level in levels)
@@ -287,8 +311,22 @@ class CsgUNet(nn.Module):
         angles = timestep[:, None].float() * 1000.0 * torch.exp(-math.log(10_000.0) * exponents)
         return self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
 
-    def encode_conditions(self, classes: Tensor, context: Tensor, keep_context: Tensor) -> Conditions:
-        """One-hot mask (B, K, H, W), block DCT of the context (B, D, h', w') and 1/0 per image (B,) -> Conditions."""
+    def class_maps(self, classes: Tensor) -> tuple[Tensor, ...]:
+        """One-hot mask (B, K, H, W) -> the fraction of each class in a pixel of each level."""
+        maps = [F.avg_pool2d(classes, self.config.patch)]
+        for _ in self.config.widths[1:]:
+            maps.append(F.avg_pool2d(maps[-1], 2))
+        return tuple(maps)
+
+    def encode_conditions(
+        self, classes: Tensor, maps: tuple[Tensor, ...], context: Tensor, keep_context: Tensor, field: Tensor | None
+    ) -> Conditions:
+        """What every step shares.
+
+        classes: one-hot mask (B, K, H, W); maps: its `class_maps`; context: its block DCT (B, D, h', w'); keep_context:
+        1 or 0 per image (B,); field: fibre field (B, 3, 16, 16), its third channel 1, or zeros for an image without;
+        None: none has one.
+        """
         style, profile, features = self.style(context)
         keep = keep_context.to(style.dtype)
         mask_features = self.mask_stem(classes)
@@ -296,16 +334,17 @@ class CsgUNet(nn.Module):
         like = torch.zeros_like(mask_features[:, :1])
         given = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(like) + like], dim=1)
         # The conditions' part of the stem is the same at every step.
-        stem = F.conv2d(given, self.stem.weight[:, self.config.latent_channels :], self.stem.bias, padding=1)
-        maps = [F.avg_pool2d(classes, self.config.patch)]
-        for _ in self.config.widths[1:]:
-            maps.append(F.avg_pool2d(maps[-1], 2))
+        weight = self.stem.weight[:, self.config.latent_channels :]
+        if self.fibres is not None and field is not None:
+            given = torch.cat([given, self.fibres(field, like.shape[2])], dim=1)
+            weight = torch.cat([weight, self.fibres.stem.weight], dim=1)
+        stem = F.conv2d(given, weight, self.stem.bias, padding=1)
         tokens = None
         if self.config.context_tokens:
             grid = coordinates(features)
             tokens = torch.cat([features, grid + torch.zeros_like(features[:, :1])], dim=1)
             tokens = (tokens * keep.view(-1, 1, 1, 1)).flatten(2).transpose(1, 2)  # (B, N, D); zeros for no context
-        return Conditions(stem, tuple(maps), style * keep.view(-1, 1), tokens)
+        return Conditions(stem, maps, style * keep.view(-1, 1), tokens)
 
     def forward(self, latent: Tensor, time_embedding: Tensor, conditions: Conditions) -> Tensor:
         """(B, C, h, w) latent, (B or 1, E) time embedding -> (B, C, h, w) velocity."""

@@ -21,7 +21,7 @@ from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, mix
 from csg_edge.training.teachers import Teacher
-from csg_edge.training.trajectories import Trajectories
+from csg_edge.training.trajectories import Trajectories, Trajectory
 
 SAMPLE = 64  # trajectories that scales and statistics are taken from
 NETWORKS = ("full", "nano")
@@ -55,8 +55,10 @@ def start_student(
     that, and not every autoencoder is scaled so. Raises TrainingError for a teacher whose latents cannot be rescaled.
     """
     torch.manual_seed(seed)
+    prior = None
     if isinstance(teacher, CsgModel):
         autoencoder, transform, deviation = teacher.autoencoder, teacher.own_transform, 1.0
+        prior = teacher.prior
         shape = config or kernel_friendly(teacher.network.config, network=network)
     elif isinstance(teacher.autoencoder, LearnedAutoencoder):
         clean, contexts = trajectories.sample(SAMPLE)
@@ -74,7 +76,7 @@ def start_student(
         return CsgModel(
             denoiser, autoencoder,
             schema=teacher.schema, image_size=teacher.image_size, role="student", steps=steps,
-            context_transform=transform,
+            context_transform=transform, prior=prior,
         )  # fmt: skip
 
     normalised = CsgUNet(replace(shape, norm="group"))
@@ -154,7 +156,7 @@ def freeze_norms(normalised: CsgUNet, frozen: CsgUNet, visit: Callable[[], None]
 def _visit(student: CsgModel, trajectories: Trajectories, deviation: float, seed: int) -> None:
     """One batch as training meets them: half at pure noise, half at later steps."""
     rows = [trajectories.read(index) for index in range(min(SAMPLE, trajectories.count))]
-    noise, clean, mask, context = (torch.stack(column) for column in zip(*rows, strict=True))
+    noise, clean, mask, context, field = Trajectory.stack(rows)
     timestep = torch.ones(len(noise))
     later = sorted({STUDENT_TIMESTEPS[steps][taken] for steps, taken in student.inner_places}, reverse=True)
     if later:
@@ -162,4 +164,4 @@ def _visit(student: CsgModel, trajectories: Trajectories, deviation: float, seed
         chosen = torch.tensor(later)[torch.randint(len(later), (len(noise),), generator=generator)]
         timestep[1::2] = chosen[1::2]
     latent = mix(clean / deviation, noise, timestep)
-    student.network(latent, student.network.embed_time(timestep), student.conditions(mask, context))
+    student.network(latent, student.network.embed_time(timestep), student.conditions(mask, context, field))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csg_edge.conditions import fibres
 from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set, schema_of, splits_of
@@ -21,16 +23,18 @@ from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
 from csg_edge.storage import write_json, write_whole
 from csg_edge.training.autoencoders import load_autoencoder
-from csg_edge.training.block_dct import BlockDct, BlockDctConfig
+from csg_edge.training.block_dct import BLOCK, BlockDct, BlockDctConfig
 from csg_edge.training.device import Tensors, autocast, seeded
+from csg_edge.training.fit_fibre_prior import fit_fibre_prior, new_prior
 from csg_edge.training.loop import LoopConfig, TrainingState, fit_on_batches, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.model_files import read_json
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 from csg_edge.training.process import mix, training_timesteps
 
-MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True)
+MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True, fibres=True)
 SCHEMAS = ("msk", "own")
+PRIOR_BATCH = 32
 ROWS_OF_SET = 4  # in a sheet of samples
 
 
@@ -43,6 +47,10 @@ class TeacherConfig:
     image_size: int = 256
     shares: tuple[tuple[str, float], ...] = ()  # how often a set is drawn, by name; 1 if not named
     dropout: float = 0.1  # of mask and of context, each
+    field_dropout: float = 0.2  # of the fibre field, where the network has one
+    fibres: bool | None = None  # whether the fibre field is a condition; None: as `network` or `init` has it
+    prior_iterations: int = 2000  # of the fibre prior, after the teacher; 0 keeps that of `init`
+    prior_rate: float = 2e-3  # its learning rate
     network: NetworkConfig | None = None  # that of `init`, or MSK_NETWORK
     autoencoder: Path | None = None  # folder of a learned autoencoder; that of `init`, or a block DCT
     init: Path | None = None  # a teacher to start from; what it lacks starts afresh
@@ -53,6 +61,9 @@ class TeacherConfig:
             ("image_size", self.image_size >= 32 and self.image_size % 32 == 0, "a multiple of 32"),
             ("schema", self.schema in SCHEMAS, " or ".join(SCHEMAS)),
             ("dropout", 0.0 <= self.dropout < 1.0, "0 or more and below 1"),
+            ("field_dropout", 0.0 <= self.field_dropout < 1.0, "0 or more and below 1"),
+            ("prior_iterations", self.prior_iterations >= 0, "0 or more"),
+            ("prior_rate", 0.0 < self.prior_rate < math.inf, "a number above 0"),
             ("sheet_every", self.sheet_every >= 0, "0 or more"),
         ):
             if not right:
@@ -62,21 +73,25 @@ class TeacherConfig:
 def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
     """Train or resume in `out`; writes `out/teacher` (EMA weights) at the end. Returns False when stopped early.
 
-    Every `sheet_every` iterations `out/sheets` gets samples of the held-out split. Raises TrainingError for shares of
-    sets that are not there, or an `init` that does not fit.
+    Every `sheet_every` iterations `out/sheets` gets samples of the held-out split. Where the fibre field is a
+    condition, the prior that draws it is trained afterwards, in `out/fibre_prior`. Raises TrainingError for shares of
+    sets that are not there, an `init` that does not fit, or a fibre field that does not divide the latents.
     """
     earlier = CsgModel.load(config.init) if config.init else None
     schema = earlier.schema if earlier else MSK_SCHEMA if config.schema == "msk" else schema_of(config.data)
     sets = read_training_sets(list(config.data), schema, split="train", size=config.image_size)
-    source = BatchSource(sets, _weights(sets, config.shares), batch=loop.batch, dropout=config.dropout, seed=loop.seed)
+    weights = _weights(sets, config.shares)
+    learned = load_autoencoder(config.autoencoder) if config.autoencoder else earlier.autoencoder if earlier else None
+    shape = _shape(config, earlier, patch=learned.patch if learned else BLOCK)
+    source = BatchSource(
+        sets, weights, batch=loop.batch, dropout=config.dropout, seed=loop.seed,
+        field_dropout=config.field_dropout if shape.fibres else None,
+    )  # fmt: skip
     bands = earlier.context_transform.config if earlier else _bands(source, out / "autoencoder.json")
-    autoencoder, transform = BlockDct(bands), None
-    if config.autoencoder or earlier:
-        autoencoder = load_autoencoder(config.autoencoder) if config.autoencoder else earlier.autoencoder
-        transform = None if isinstance(autoencoder, BlockDct) else BlockDct(bands)
+    autoencoder = learned or BlockDct(bands)
+    transform = None if isinstance(autoencoder, BlockDct) else BlockDct(bands)
 
     torch.manual_seed(loop.seed)
-    shape = config.network or (earlier.network.config if earlier else MSK_NETWORK)
     latent = {"latent_channels": autoencoder.channels, "patch": autoencoder.patch}
     network = CsgUNet(replace(shape, classes=len(schema), context_channels=bands.block**2, **latent))
     if earlier:
@@ -89,23 +104,26 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         image_size=config.image_size,
         role="teacher",
         context_transform=transform,
+        prior=earlier.prior if earlier and shape.fibres else None,
     ).to(device)
     state = start_or_resume(network, loop, out)
     sheets = SampleSheets(config, model, state, out / "sheets", precision=loop.precision)
 
     def loss(iteration: int, batch: Tensors) -> Tensor:
-        image, mask, context = batch
+        image, mask, context, field = batch
         generator = seeded(loop.seed, iteration)
         with torch.no_grad():
             clean = model.autoencoder.encode(image)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timestep = training_timesteps(len(clean), generator).to(device)
         with autocast(device, loop.precision):
-            conditions = model.conditions(mask, context)
+            conditions = model.conditions(mask, context, field)
             velocity = network(mix(clean, noise, timestep), network.embed_time(timestep), conditions)
         return (velocity.float() - (noise - clean)).square().mean()
 
     finished = fit_on_batches(state, source, loss, loop, device=device, directory=out, label="train", after=sheets.draw)
+    if finished and shape.fibres and config.prior_iterations:
+        finished = _train_prior(model, sets, weights, config, loop, out=out / "fibre_prior", device=device)
     model.save(out / "teacher")
     _write_data_card(config, out)
     return finished
@@ -154,6 +172,40 @@ class SampleSheets:
         path = self.folder / f"{iteration:06d}.jpg"
         _, encoded = cv2.imencode(".jpg", contact_sheet(rows, model.schema))
         write_whole(path, encoded.tobytes())
+
+
+def _train_prior(
+    model: CsgModel,
+    sets: list[LabelledSet],
+    weights: list[float],
+    config: TeacherConfig,
+    loop: LoopConfig,
+    *,
+    out: Path,
+    device: torch.device,
+) -> bool:
+    """Train or resume the fibre prior of a teacher and put it into the model. Returns False when stopped early."""
+    source = BatchSource(
+        sets, weights, batch=PRIOR_BATCH, dropout=config.dropout, seed=loop.seed, own_contexts=0.0, field_dropout=0.0
+    )
+    model.prior = model.prior or new_prior(model.context_transform, classes=len(model.schema), seed=loop.seed)
+    optimisation = LoopConfig(
+        config.prior_iterations, batch=PRIOR_BATCH, learning_rate=config.prior_rate, warmup=100, decay=0.5, ema=0.995,
+        seed=loop.seed,
+    )  # fmt: skip
+    return fit_fibre_prior(model.prior, model.context_transform, source, optimisation, out=out, device=device)
+
+
+def _shape(config: TeacherConfig, earlier: CsgModel | None, *, patch: int) -> NetworkConfig:
+    """The network's shape; without the fibre field where nobody asked for it and the latents do not divide by it."""
+    shape = config.network or (earlier.network.config if earlier else MSK_NETWORK)
+    fits = config.image_size % (fibres.SIDE * patch) == 0
+    if config.fibres and not fits:
+        raise TrainingError(
+            f"--fibres: with image_size = {config.image_size} the latents are no multiple of the field's "
+            f"{fibres.SIDE} cells; give a multiple of {fibres.SIDE * patch}, or leave it out"
+        )
+    return replace(shape, fibres=fits and (shape.fibres if config.fibres is None else config.fibres))
 
 
 def _write_data_card(config: TeacherConfig, out: Path) -> None:

@@ -28,11 +28,17 @@ class Teacher(Protocol):
     def latent_shape(self, batch: int) -> tuple[int, int, int, int]:
         """(B, C, h, w) of noise and latents."""
 
-    def integrate(self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float) -> Tensor:
+    def used_field(self, mask: Tensor, context: Tensor, noise: Tensor, given: Tensor | None = None) -> Tensor | None:
+        """The fibre field (B, 3, 16, 16) of an image: what is given, the rest drawn; None where it knows no field."""
+
+    def integrate(
+        self, mask: Tensor, context: Tensor, noise: Tensor, *, guidance: float, field: Tensor | None = None
+    ) -> Tensor:
         """Mask (255: none) and context (zeros: none) (B, H, W) uint8, noise (B, C, h, w) -> clean latent, float32.
 
-        The same inputs give the same latent; guidance 1 is the plain model. Raises TrainingError for another guidance
-        where the teacher has none.
+        field: of `used_field`; None: as the teacher draws it, where it knows fibre fields. The same inputs give the
+        same latent; guidance 1 is the plain model. Raises TrainingError for another guidance where the teacher has
+        none.
         """
 
     def fingerprint(self) -> str:

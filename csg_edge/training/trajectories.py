@@ -5,9 +5,10 @@ Sharded and resumable. A teacher need not be a flow, only a map from noise and c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from csg_edge.datasets.batches import BatchSource, read_training_sets
+from csg_edge.conditions import fibres
+from csg_edge.conditions.fibres import Wish, field_of_mask
+from csg_edge.datasets.batches import Batch, BatchSource, read_training_sets
 from csg_edge.errors import TrainingError
+from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.storage import write_json, written_whole
@@ -27,6 +31,7 @@ from csg_edge.training.model_files import read_json
 from csg_edge.training.teachers import Teacher
 
 SHARD = 32
+DRAWN, WISHED = 0.5, 0.3  # shares of images whose fibre field the prior draws, or whose direction is asked for
 DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 
 
@@ -58,7 +63,9 @@ def make_trajectories(
         )
     sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
     dropout = DROPOUT if teacher.droppable else 0.0
-    source = BatchSource(sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed)
+    source = BatchSource(
+        sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed, field_dropout=DRAWN + WISHED
+    )
     directory.mkdir(parents=True, exist_ok=True)
     _check_same(directory / "config.json", _fingerprint(teacher, config))
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()
@@ -70,22 +77,45 @@ def make_trajectories(
             if stopped():
                 return False
             batch = source.draw(index)
-            _, mask, context = tensors(batch, device)
+            _, mask, context, _ = tensors(batch, device)
             noise = torch.randn(teacher.latent_shape(SHARD), generator=seeded(config.seed, index))
             noise = (
                 noise.bfloat16().float().to(device)
             )  # as it will be stored: the student must start where the teacher did
+            given = torch.from_numpy(given_fields(batch, teacher.schema, [config.seed, index])).to(device)
             with torch.no_grad(), autocast(device, precision):
-                clean = teacher.integrate(mask, context, noise, guidance=config.guidance)
+                field = teacher.used_field(mask, context, noise, given)
+                clean = teacher.integrate(mask, context, noise, guidance=config.guidance, field=field)
             if not torch.isfinite(clean).all():
                 raise TrainingError(
                     f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
                 )
             ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
+            if field is not None:
+                ends["field"] = field.float().cpu().contiguous()
             with written_whole(shards[index]) as aside:
                 save_file({**ends, "mask": mask.cpu(), "context": context.cpu()}, aside)
             progress.advance(SHARD)
     return True
+
+
+def given_fields(batch: Batch, schema: LabelSchema, key: list[int]) -> NDArray[np.float32]:
+    """What is given of the fibre fields of a batch (B, 3, 16, 16).
+
+    Nothing for DRAWN of them, directions of a class for WISHED, as users ask for them, and for the rest, which have a
+    field in the batch, that of the image whose mask it is.
+    """
+    random = np.random.default_rng(key)
+    given = batch.field.copy()
+    for mask, field in zip(batch.mask, given, strict=True):
+        classes = np.unique(mask)
+        classes = classes[(classes != NO_MASK) & (classes > 0)]
+        if field.any() or not len(classes) or random.random() >= WISHED / (DRAWN + WISHED):
+            continue
+        degrees, coherence = random.uniform(-40, 40), random.uniform(0.4, 0.8)
+        wish = Wish(schema.names[int(random.choice(classes))], degrees, degrees, coherence)
+        field[...] = field_of_mask(mask, schema, [wish], seed=0)
+    return given
 
 
 def _fingerprint(teacher: Teacher, config: TrajectoryConfig) -> dict[str, Any]:
@@ -111,6 +141,23 @@ def shard_path(directory: Path, index: int) -> Path:
     return directory / f"shard-{index:05d}.safetensors"
 
 
+class Trajectory(NamedTuple):
+    """Two ends and what lies between: (C, h, w) noise and clean end, (H, W) mask and context, (3, 16, 16) fibre field.
+
+    Of several, stacked, each has a batch in front.
+    """
+
+    noise: Tensor
+    clean: Tensor
+    mask: Tensor
+    context: Tensor
+    field: Tensor
+
+    @classmethod
+    def stack(cls, rows: Sequence[Trajectory]) -> Trajectory:
+        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
 class Trajectories:
     """Random access to stored trajectories, read from disk as needed."""
 
@@ -125,11 +172,17 @@ class Trajectories:
                 f"{directory}: unreadable trajectories ({error}); delete the folder and run again"
             ) from None
 
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(C, h, w) noise and clean end, (H, W) mask and context of one trajectory."""
+    def read(self, index: int) -> Trajectory:
+        """One trajectory; its field is zeros if the teacher knows none."""
         file, row = self._files[index // SHARD], index % SHARD
         noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
-        return noise.float(), clean.float(), mask, context
+        field = file.get_slice("field")[row] if self.has_fields else torch.zeros(fibres.SHAPE)
+        return Trajectory(noise.float(), clean.float(), mask, context, field)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the teacher knew fibre fields."""
+        return "field" in self._files[0].keys()  # noqa: SIM118 - not a dict
 
     def sample(self, count: int) -> tuple[Tensor, NDArray[np.uint8]]:
         """Clean ends (N, C, h, w) of the first `count` trajectories, and their contexts (M, H, W) but the dropped.
@@ -137,7 +190,7 @@ class Trajectories:
         Raises TrainingError if all were dropped.
         """
         rows = [self.read(index) for index in range(min(count, self.count))]
-        contexts = [context.numpy() for *_, context in rows if context.any()]
+        contexts = [row.context.numpy() for row in rows if row.context.any()]
         if not contexts:
             raise TrainingError("no trajectory has a context; give more --trajectories")
-        return torch.stack([clean for _, clean, *_ in rows]), np.stack(contexts)
+        return torch.stack([row.clean for row in rows]), np.stack(contexts)

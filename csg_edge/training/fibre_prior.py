@@ -1,0 +1,140 @@
+"""The fibre prior: draws a fibre field from mask, context and noise, where the user gives none.
+
+A small network on a grid of 8 x 8, two by two cells in one. It is trained as a rectified flow (see `process`) of the
+first two channels of a field, and then made to take that flow in one step, since it is part of every graph: see
+`fit_fibre_prior`. Of the mask it sees class fractions in the cells; of the context the orientation of its rows, read
+off the two first bands of its block DCT, which are gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from csg_edge.conditions import fibres
+from csg_edge.errors import TrainingError
+from csg_edge.storage import write_json
+from csg_edge.training.model_files import read_json
+from csg_edge.training.networks import coordinates, zero_init
+
+VECTOR = fibres.GIVEN  # channels of a field that are drawn
+CONTEXT_ROWS = 4  # what is known of each row of the context: mean vector, its length, strength
+LEAST_GRADIENT = 1e-2  # squared, in units of the vertical band: less is a dark frame
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class FibrePriorConfig:
+    """Shape of a prior; stored as `fibre_prior/config.json` beside its weights.
+
+    band_ratio: deviation of the context's horizontal band over that of its vertical one, as the block DCT scales them.
+    deviation: of the fields, which the flow wants to be 1.
+    """
+
+    classes: int
+    band_ratio: float
+    deviation: float = 0.4
+    block: int = 4  # of the context's block DCT
+    width: int = 64
+    blocks: int = 3
+
+    def to_json(self) -> dict[str, Any]:
+        return {"_class_name": "FibrePrior", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> FibrePriorConfig:
+        """Raises TrainingError for another class name or unknown keys."""
+        values = dict(values)
+        if (name := values.pop("_class_name", None)) != "FibrePrior":
+            raise TrainingError(f"fibre_prior config: class {name!r} is not FibrePrior; copy the model again")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise TrainingError(f"fibre_prior config: {error}") from None
+
+
+class Residual(nn.Module):
+    """Two convolutions beside the identity; no normalisation, which so small a field does not need."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_out = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        added: Tensor = self.conv_out(F.hardswish(self.conv_in(F.hardswish(features))))
+        return features + added
+
+
+class FibrePrior(nn.Module):
+    """Velocity of the flow of fibre fields; `draw` takes it in one step."""
+
+    def __init__(self, config: FibrePriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = 4 * (VECTOR + config.classes + CONTEXT_ROWS + 2) + 1
+        self.stem = nn.Conv2d(inputs, config.width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Residual(config.width) for _ in range(config.blocks)))
+        self.head = nn.Conv2d(config.width, 4 * VECTOR, 3, padding=1)
+
+    def forward(self, latent: Tensor, timestep: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+        """Velocity (B, 2, 16, 16).
+
+        latent: (B, 2, 16, 16); timestep: (B,) 0 to 1; classes: (B, K, 16, 16), the fraction of each class in a cell;
+        rows: of the context, as `rows` gives them (B, CONTEXT_ROWS, 16, 1).
+        """
+        everywhere = torch.zeros_like(latent[:, :1])
+        given = torch.cat([latent, classes, rows + everywhere, coordinates(everywhere) + everywhere], dim=1)
+        folded = F.pixel_unshuffle(given, 2)
+        when = timestep.view(-1, 1, 1, 1) + torch.zeros_like(folded[:, :1])
+        features = self.blocks(self.stem(torch.cat([folded, when], dim=1)))
+        return F.pixel_shuffle(self.head(features), 2)
+
+    def draw(self, noise: Tensor, classes: Tensor, context: Tensor) -> Tensor:
+        """The first two channels of fields (B, 2, 16, 16), of coherence 1 at most.
+
+        noise: (B, 2, 16, 16), normal; classes: as in `forward`; context: block DCT (B, D, h, w), h a multiple of 16,
+        of zeros for no context.
+        """
+        start = torch.ones_like(noise[:, 0, 0, 0])
+        return self.to_field(noise - self(noise, start, classes, self.rows(context)))
+
+    def to_field(self, clean: Tensor) -> Tensor:
+        """Clean latents -> the first two channels of fields."""
+        vector = clean * self.config.deviation
+        return vector / vector.square().sum(dim=1, keepdim=True).clamp_min(1.0).sqrt()
+
+    def rows(self, context: Tensor) -> Tensor:
+        """(B, CONTEXT_ROWS, 16, 1): what orientation each row of the context has."""
+        across, down = context[:, 1:2] * self.config.band_ratio, context[:, self.config.block : self.config.block + 1]
+        products = torch.cat([down * down - across * across, 2.0 * across * down, across * across + down * down], dim=1)
+        tensor = products.mean(dim=3, keepdim=True)
+        tensor = F.avg_pool2d(tensor, (context.shape[2] // fibres.SIDE, 1))
+        strength = tensor[:, VECTOR:] + LEAST_GRADIENT
+        vector = tensor[:, :VECTOR] / strength
+        return torch.cat([vector, vector.square().sum(dim=1, keepdim=True), strength / (1.0 + strength)], dim=1)
+
+    def save(self, directory: Path) -> None:
+        """Write config and weights, in fp16."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", self.config.to_json())
+        weights = {name: value.detach().cpu().half().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, directory / WEIGHTS)
+
+    @classmethod
+    def load(cls, directory: Path) -> FibrePrior:
+        """Raises TrainingError for anything missing, damaged or of another shape."""
+        prior = cls(FibrePriorConfig.from_json(read_json(directory / "config.json")))
+        try:
+            prior.load_state_dict({name: value.float() for name, value in load_file(directory / WEIGHTS).items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split("\n\t")[:2])
+            raise TrainingError(f"{directory / WEIGHTS}: {reason}; train or copy the model again") from None
+        return prior

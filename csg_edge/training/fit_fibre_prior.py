@@ -1,0 +1,135 @@
+"""Training the fibre prior: a stage of its own, some minutes on one core.
+
+First the flow, then its one step: the network, begun from the flow's, learns to jump from the noise to where the flow
+ends (Luhman & Luhman, arXiv 2101.02388), on pairs made once. A generator trained in one step by the energy score was
+easier to tell from real fields (two-sample accuracy 0.67 and 0.92 on muscle and nerve against 0.52 and 0.72).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csg_edge.conditions import fibres
+from csg_edge.datasets.batches import BatchSource
+from csg_edge.training.block_dct import BlockDct
+from csg_edge.training.device import Tensors, seeded, tensors
+from csg_edge.training.fibre_prior import VECTOR, FibrePrior, FibrePriorConfig
+from csg_edge.training.loop import LoopConfig, fit, fit_on_batches, start_or_resume
+from csg_edge.training.networks import one_hot
+from csg_edge.training.process import mix, teacher_timesteps
+
+REPEATS = 2  # noise levels at which an image is seen in one iteration
+FLOW_STEPS = 16  # of Heun's method
+PAIRS = 8192  # noise and ends that the one step is learned on
+PAIR_BATCH = 64
+
+
+def new_prior(context: BlockDct, *, classes: int, seed: int) -> FibrePrior:
+    """A prior before training, for contexts as this block DCT gives them."""
+    torch.manual_seed(seed)
+    scale, block = context.config.scale, context.config.block
+    return FibrePrior(FibrePriorConfig(classes, band_ratio=scale[1] / scale[block], block=block))
+
+
+def fit_fibre_prior(
+    prior: FibrePrior, context: BlockDct, source: BatchSource, loop: LoopConfig, *, out: Path, device: torch.device
+) -> bool:
+    """Train or resume a prior in `out`; at the end it holds the averaged weights of the one step.
+
+    source: of batches with fibre fields, none dropped, and contexts that are other images, as in use: from the image
+    itself the prior would learn to copy. loop: of the flow; its one step takes as many iterations. Returns False when
+    stopped early.
+    """
+    prior, context = prior.to(device), context.to(device)
+    if not _fit_flow(prior, context, source, loop, out=out / "flow", device=device):
+        return False
+    flow = copy.deepcopy(prior).eval().requires_grad_(False)
+    return _fit_step(prior, flow, context, source, loop, out=out / "one-step", device=device)
+
+
+def class_fractions(mask: Tensor, classes: int) -> Tensor:
+    """(B, H, W) class indices -> (B, K, 16, 16), the fraction of each class in a cell."""
+    return F.avg_pool2d(one_hot(mask, classes), mask.shape[-1] // fibres.SIDE)
+
+
+def _fit_flow(
+    prior: FibrePrior, context: BlockDct, source: BatchSource, loop: LoopConfig, *, out: Path, device: torch.device
+) -> bool:
+    state = start_or_resume(prior, loop, out)
+
+    def loss(iteration: int, batch: Tensors) -> Tensor:
+        generator = seeded(loop.seed, iteration)
+        with torch.no_grad():
+            conditions = _conditions(prior, context, batch)
+        clean = batch.field[:, :VECTOR].repeat(REPEATS, 1, 1, 1) / prior.config.deviation
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timestep = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(device)
+        velocity = prior(mix(clean, noise, timestep), timestep, *(item.repeat(REPEATS, 1, 1, 1) for item in conditions))
+        return (velocity - (noise - clean)).square().mean()
+
+    return fit_on_batches(state, source, loss, loop, device=device, directory=out, label="fibre flow")
+
+
+def _fit_step(
+    prior: FibrePrior,
+    flow: FibrePrior,
+    context: BlockDct,
+    source: BatchSource,
+    loop: LoopConfig,
+    *,
+    out: Path,
+    device: torch.device,
+) -> bool:
+    state = start_or_resume(prior, loop, out)
+    noise, ends, classes, rows = _pairs(flow, context, source, loop.seed, device)
+
+    def loss(iteration: int) -> Tensor:
+        random = np.random.default_rng([loop.seed, iteration])
+        chosen = torch.from_numpy(random.integers(len(noise), size=PAIR_BATCH)).to(device)
+        start = torch.ones(len(chosen), device=device)
+        made = noise[chosen] - prior(noise[chosen], start, classes[chosen], rows[chosen])
+        return (made - ends[chosen]).square().mean()
+
+    finished = fit(state, loss, replace(loop, batch=PAIR_BATCH), directory=out, label="fibre one-step")
+    prior.load_state_dict(state.ema)
+    return finished
+
+
+@torch.no_grad()
+def _pairs(
+    flow: FibrePrior, context: BlockDct, source: BatchSource, seed: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noise, ends of the flow, and conditions; PAIRS of each."""
+    rows = []
+    for index in range(-(-PAIRS // source.batch_size)):
+        batch = tensors(source.draw(index), device)
+        conditions = _conditions(flow, context, batch)
+        noise = torch.randn(batch.field[:, :VECTOR].shape, generator=seeded(seed, index)).to(device)
+        rows.append((noise, integrate(flow, noise, *conditions), *conditions))
+    noise, ends, classes, context_rows = (torch.cat(column) for column in zip(*rows, strict=True))
+    return noise, ends, classes, context_rows
+
+
+@torch.no_grad()
+def integrate(flow: FibrePrior, noise: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+    """Where the flow ends, by Heun's method: clean latents (B, 2, 16, 16)."""
+    latent = noise
+    for now, then in pairwise(teacher_timesteps(FLOW_STEPS)):
+        slope = flow(latent, latent.new_full((len(latent),), now), classes, rows)
+        ahead = latent + (then - now) * slope
+        if then > 0.0:
+            slope = 0.5 * (slope + flow(ahead, latent.new_full((len(latent),), then), classes, rows))
+        latent = latent + (then - now) * slope
+    return latent
+
+
+def _conditions(prior: FibrePrior, context: BlockDct, batch: Tensors) -> tuple[Tensor, Tensor]:
+    return class_fractions(batch.mask, prior.config.classes), prior.rows(context.encode(batch.context))
