@@ -24,8 +24,8 @@ from csg_edge.cli.main import main
 from csg_edge.conditions.arrays import resize_mask
 from csg_edge.conditions.files import read_context, read_mask, write_png
 from csg_edge.errors import EngineError, InputError
-from csg_edge.generation import folders
 from csg_edge.generation.generator import Generator
+from csg_edge.generation.jobs import plan
 from csg_edge.labels import MSK_SCHEMA
 
 
@@ -155,7 +155,7 @@ class TestGenerate:
 
 class TestPlan:
     def test_equal_names_pair(self, phantom_set: Path) -> None:
-        jobs = folders.plan(phantom_set / "masks", phantom_set / "contexts", count=2, seed=7)
+        jobs = plan(phantom_set / "masks", phantom_set / "contexts", count=2, seed=7)
         assert [job.name for job in jobs[:3]] == ["000000_000", "000000_001", "000001_000"]
         assert all(job.context.name == job.mask.name for job in jobs)
         assert [job.seed for job in jobs] == list(range(7, 7 + 24))
@@ -165,20 +165,20 @@ class TestPlan:
             write_png(tmp_path / f"look_{index}.png", np.zeros((8, 8), np.uint8))
 
         def drawn(seed: int) -> list[Path]:
-            return [job.context for job in folders.plan(phantom_set / "masks", tmp_path, count=4, seed=seed)]
+            return [job.context for job in plan(phantom_set / "masks", tmp_path, count=4, seed=seed)]
 
         assert drawn(1) == drawn(1) != drawn(2)
         assert set(drawn(1)) == set(tmp_path.iterdir())  # 48 draws from 5 leave none out
 
     def test_one_context_serves_every_mask(self, phantom_set: Path) -> None:
         context = phantom_set / "contexts" / "000003.png"
-        assert {job.context for job in folders.plan(phantom_set / "masks", context, count=1, seed=0)} == {context}
+        assert {job.context for job in plan(phantom_set / "masks", context, count=1, seed=0)} == {context}
 
     def test_two_masks_of_one_name(self, tmp_path: Path, phantom_set: Path) -> None:
         for name in ("a.png", "a.tif"):
             (tmp_path / name).write_bytes(b"")
         with pytest.raises(InputError, match="two masks share a name but for the suffix; rename one"):
-            folders.plan(tmp_path, phantom_set / "contexts", count=1, seed=0)
+            plan(tmp_path, phantom_set / "contexts", count=1, seed=0)
 
 
 def write(path: Path, image: NDArray[np.uint8 | np.uint16]) -> Path:
@@ -445,7 +445,7 @@ class TestPhantom:
         result = run("phantom", "--out", tmp_path / "p", "--count", 3, "--seed", 4, "--size", 64, "--json")
         assert result.code == 0
         assert json.loads(result.out) == {"out": str(tmp_path / "p"), "count": 3, "seed": 4, "size": 64}
-        assert len(folders.plan(tmp_path / "p" / "masks", tmp_path / "p" / "contexts", count=1, seed=0)) == 3
+        assert len(plan(tmp_path / "p" / "masks", tmp_path / "p" / "contexts", count=1, seed=0)) == 3
         assert run("phantom", "--out", tmp_path / "q", "--count", 3, "--seed", 4, "--size", 64).code == 0
         assert contents(tmp_path / "p") == contents(tmp_path / "q")
 

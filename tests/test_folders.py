@@ -14,7 +14,7 @@ from csg_edge.conditions.contexts import ContextBank
 from csg_edge.conditions.files import read_context, read_mask
 from csg_edge.conditions.masks import vary_by
 from csg_edge.errors import InputError
-from csg_edge.generation.folders import plan
+from csg_edge.generation.jobs import plan
 from csg_edge.labels import MSK_SCHEMA
 
 

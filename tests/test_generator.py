@@ -195,8 +195,8 @@ class TestStream:
     @pytest.mark.parametrize(
         ("masks", "contexts", "seeds", "named"),
         [
-            (MASKS, CONTEXTS[:2], [1, 2, 3], r"masks\[2\] has no context or no seed"),
-            (MASKS, CONTEXTS, [1, 2], r"masks\[2\] has no context or no seed"),
+            (MASKS, CONTEXTS[:2], [1, 2, 3], r"masks\[2\] has no context, seed or field"),
+            (MASKS, CONTEXTS, [1, 2], r"masks\[2\] has no context, seed or field"),
             ([*MASKS[:2], MASKS[2] + 10], CONTEXTS, [1, 2, 3], r"masks\[2\]: class index"),
             (MASKS, CONTEXTS, [1, 2, -3], "seed -3"),
         ],

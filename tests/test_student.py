@@ -44,7 +44,7 @@ from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler, mix
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
-from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
+from csg_edge.training.trajectories import Trajectories, Trajectory, TrajectoryConfig, make_trajectories
 
 CPU = torch.device("cpu")
 LOOP = LoopConfig(iterations=2, batch=2, warmup=1)
@@ -79,7 +79,7 @@ def test_norms_become_the_constants_they_meet(teacher: CsgModel, stored: Traject
     plain = CsgUNet(slim).eval()
     plain.load_state_dict(normalised.network.state_dict())
     assert any(isinstance(module, Affine) for module in frozen.network.modules())
-    noise, clean, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(16)), strict=True))
+    noise, clean, mask, context, _ = Trajectory.stack([stored.read(index) for index in range(16)])
     timestep = torch.full((16,), 0.5)
     latent = mix(clean, noise, timestep)
 
@@ -389,8 +389,8 @@ def test_shapes_that_do_not_exist(options: dict[str, object], message: str) -> N
 def test_later_steps_are_learned_where_the_student_itself_stands(teacher: CsgModel, stored: Trajectories) -> None:
     student, _ = start_student(teacher, stored)
     assert student.inner_places == ((2, 1), (4, 1), (4, 2), (4, 3))
-    noise, _, mask, context = (torch.stack(column) for column in zip(*map(stored.read, range(5)), strict=True))
-    latent, timestep = walk(student, noise, mask, context, [(1, 0), *student.inner_places])
+    noise, _, mask, context, _ = Trajectory.stack([stored.read(index) for index in range(5)])
+    latent, timestep = walk(student, noise, mask, context, None, [(1, 0), *student.inner_places])
     assert timestep.tolist() == pytest.approx([1.0, 0.5, 5 / 6, 0.5, 1 / 6])
     assert torch.equal(latent[0], noise[0])
     for row, (count, taken) in enumerate(student.inner_places, 1):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.training.block_dct import BlockDct, BlockDctConfig
+from csg_edge.training.fit_fibre_prior import new_prior
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import CsgUNet, NetworkConfig
 
@@ -37,5 +38,10 @@ def tiny_model(
     if images is None:
         images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), dtype=np.uint8)
     bands = BlockDct(BlockDctConfig.fit(images))
+    prior = None
+    if config.fibres:
+        prior = new_prior(bands, classes=len(MSK_SCHEMA), seed=0)
+        for parameter in prior.parameters():
+            torch.nn.init.normal_(parameter, std=deviation)
     given = {} if steps is None else {"steps": steps}
-    return CsgModel(network, bands, schema=MSK_SCHEMA, image_size=SIZE, role=role, **given)
+    return CsgModel(network, bands, schema=MSK_SCHEMA, image_size=SIZE, role=role, prior=prior, **given)

@@ -57,26 +57,40 @@ CONDITION = Condition(path_type=Path)
 )
 @click.option("--vary", help="Vary the masks first, for example deform:0.5,tilt:3deg; docs/conditions.md lists all.")
 @click.option("--vary-count", default=1, show_default=True, help="Varied masks made of each mask.")
+@click.option(
+    "--fibre",
+    help="Direction of fibres: muscle=18deg (rising to the right is positive), muscle=-10..25deg, a file or folder of "
+    "fibre fields, or like: as in the context. docs/fibres.md.",
+)
+@click.option(
+    "--write-fibres",
+    is_flag=False,
+    flag_value="npz",
+    type=click.Choice(["npz", "csv", "png"]),
+    help="Also write OUT/fibres: the direction of fibres in each image.  [npz if no format is named]",
+)
 @click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor fill the cache of compiled engines and verdicts.")
 @json_option
 def generate(
     mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str,
     steps: int, seed: int, count: int, select: str | None, like: Path | None, frame: str | None, vary: str | None,
-    vary_count: int, colours: Path | None, sheet: bool, no_cache: bool, as_json: bool,
+    vary_count: int, colours: Path | None, fibre: str | None, write_fibres: str | None, sheet: bool, no_cache: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Make an image for each mask, with the appearance of a context."""
     from csg_edge.generation import folders
+    from csg_edge.generation.jobs import plan
     from csg_edge.generation.loading import load
 
     given = (None if path is WITHOUT else path for path in (mask, context))
-    jobs = folders.plan(*given, count=count, seed=seed, select=select, like=like, vary=vary, vary_count=vary_count,
-                        frame=frame)  # fmt: skip
+    jobs = plan(*given, count=count, seed=seed, select=select, like=like, vary=vary, vary_count=vary_count,
+                        frame=frame, fibre=fibre)  # fmt: skip
     folders.check_output(out, jobs)
     with load(
         bundle, runtime=runtime, device=device, precision=precision, steps=steps, cache=not no_cache
     ) as generator:
-        record = folders.run(jobs, generator, out, sheet=sheet, colours=colours)
+        record = folders.run(jobs, generator, out, sheet=sheet, colours=colours, write_fibres=write_fibres)
         choice = str(generator.choice)
     for note in record["notes"]:
         click.echo(f"csg-edge: note: {note}", err=True)

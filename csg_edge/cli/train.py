@@ -77,6 +77,17 @@ def training_loop(device: str, precision: str, **given: Any) -> tuple[torch.devi
 @click.option("--share", "shares", multiple=True, help="SET=NUMBER: how often a set is drawn, 1 if not given.")
 @click.option("--image-size", type=int, default=None, help="Side of the images, a multiple of 32.  [default: 256]")
 @click.option("--dropout", type=float, default=None, help="Share of masks and of contexts dropped.  [default: 0.1]")
+@click.option(
+    "--fibres/--no-fibres",
+    default=None,
+    help="Whether the direction of fibres is a condition.  [default: yes, or as --init has it]",
+)
+@click.option(
+    "--prior-iterations",
+    type=int,
+    default=None,
+    help="Of the fibre prior, trained after the teacher; 0 keeps that of --init.  [default: 1500]",
+)
 @click.option("--iterations", type=int, default=None, help="May be raised when resuming.  [default: 3000]")
 @click.option("--batch", type=int, default=None, help="Images per iteration.  [default: 16]")
 @click.option("--learning-rate", type=float, default=None, help="Step size of the optimiser.  [default: 0.0004]")

@@ -13,7 +13,6 @@ import io
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +27,13 @@ NOT_GIVEN = 255
 LARGEST = 1 << 20  # bytes; a field has three thousand
 
 Image = NDArray[np.uint8]
+
+
+def both_names(name: str, kind: str | None) -> list[str]:
+    """Names of the files, one or two, that a field is written to in one of FORMATS; none for None."""
+    if kind == "png":
+        return [f"{name}{DIRECTION}", f"{name}{COHERENCE}"]
+    return [] if kind is None else [f"{name}.{kind}"]
 
 
 def field_names(path: Path) -> list[tuple[str, Path]]:
@@ -155,6 +161,8 @@ def _read_pair(path: Path) -> Field:
 
 def draw_field(image: Image, field: Field, *, colour: tuple[int, int, int] = (0, 200, 255)) -> Image:
     """The image (H, W, 3 BGR) with a line for each cell, along the fibres and as long as they are coherent."""
+    import cv2
+
     canvas = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
     height, width = image.shape
     angle, coherence = directions(field)

@@ -10,7 +10,8 @@ local strength, so neither gain nor contrast nor depth counts. Asked for, it is 
 
     muscle=18deg        tendon=-5..5deg        muscle=18deg:0.8,tendon=0deg        ditf=0deg:0
 
-A range is drawn from by the seed; the number after the colon is the coherence, COHERENCE if there is none.
+A range is drawn from by the seed; the number after the colon is the coherence, COHERENCE if there is none. What ends in
+? is left out where the mask lacks the class.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +56,8 @@ def field_of_image(image: Image) -> Field:
     across than along: the image is blurred more downwards, else fibres seem flatter than they are (against fascicles
     that experts drew, DL_Track: 5.8 degrees instead of 8.2). Raises InputError for an image smaller than 64 x 64.
     """
+    import cv2
+
     height, width = image.shape
     if min(height, width) < SIDE * _SHRINK:
         raise InputError(f"image of {width} x {height}: a fibre field needs {SIDE * _SHRINK} x {SIDE * _SHRINK}")
@@ -120,10 +122,11 @@ class Wish:
     low: float
     high: float
     coherence: float = COHERENCE
+    optional: bool = False  # left out where the mask lacks the class
 
     def __str__(self) -> str:
         span = f"{self.low:.10g}" if self.low == self.high else f"{self.low:.10g}..{self.high:.10g}"
-        return f"{self.target}={span}deg:{self.coherence:.10g}"
+        return f"{self.target}={span}deg:{self.coherence:.10g}" + "?" * self.optional
 
 
 def parse_wishes(text: str, schema: LabelSchema) -> list[Wish]:
@@ -141,7 +144,7 @@ def parse_wishes(text: str, schema: LabelSchema) -> list[Wish]:
 
 def _parse_wish(item: str, schema: LabelSchema) -> Wish:
     number = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
-    found = re.fullmatch(rf"(\w+)=({number})(?:\.\.({number}))?deg(?::({number}))?", item)
+    found = re.fullmatch(rf"(\w+)=({number})(?:\.\.({number}))?deg(?::({number}))?", item.removesuffix("?"))
     if found is None:
         raise InputError(f"fibre {item!r}: write CLASS=DIRECTION, for example {EXAMPLE}, muscle=-10..25deg or "
                          f"{EXAMPLE}:0.8")  # fmt: skip
@@ -155,7 +158,7 @@ def _parse_wish(item: str, schema: LabelSchema) -> Wish:
         )
     if not 0 <= coherence <= 1:
         raise InputError(f"fibre {item!r}: coherence {coherence:g}; give 0, no direction, to 1, all fibres alike")
-    return Wish(found[1], low, high, coherence)
+    return Wish(found[1], low, high, coherence, item.endswith("?"))
 
 
 def field_of_mask(mask: Image, schema: LabelSchema, wishes: Sequence[Wish], *, seed: int) -> Field:
@@ -164,13 +167,17 @@ def field_of_mask(mask: Image, schema: LabelSchema, wishes: Sequence[Wish], *, s
     A cell is given by the share of it that those classes cover. A range is drawn from by the seed. Raises InputError
     for a class that the mask lacks.
     """
+    import cv2
+
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(check_seed(seed), spawn_key=(_STREAM,))))
     total, share = np.zeros((2, SIDE, SIDE)), np.zeros((SIDE, SIDE))
     for wish in wishes:
         inside = mask == schema.index(wish.target)
         degrees = random.uniform(wish.low, wish.high)
         if not inside.any():
-            raise InputError(f"fibre {wish.target}: the mask has no {wish.target}; name a class that it has")
+            if wish.optional:
+                continue
+            raise InputError(f"fibre {wish}: the mask has no {wish.target}; name a class that it has, or end it in ?")
         covered = np.asarray(cv2.resize(inside.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA))
         angle = math.radians(2 * degrees)
         vector = wish.coherence * np.array([math.cos(angle), math.sin(angle)])
@@ -178,3 +185,31 @@ def field_of_mask(mask: Image, schema: LabelSchema, wishes: Sequence[Wish], *, s
         share += covered
     vector = total / np.maximum(share, 1e-6)
     return np.concatenate([vector, np.minimum(share, 1)[None]]).astype(np.float32)
+
+
+def laid_over(below: Field, above: Field) -> Field:
+    """Two fields as one: where `above` is given it counts, as far as it is given."""
+    share = above[GIVEN] + below[GIVEN] * (1 - above[GIVEN])
+    vector = above[:GIVEN] * above[GIVEN] + below[:GIVEN] * below[GIVEN] * (1 - above[GIVEN])
+    return np.concatenate([vector / np.maximum(share, 1e-6), share[None]]).astype(np.float32)
+
+
+def class_directions(field: Field, mask: Image, schema: LabelSchema) -> dict[str, dict[str, float]]:
+    """For each class of an (H, W) mask the mean direction in degrees, -90 to 90, and mean coherence, 0 to 1.
+
+    Cells count by the share that the class covers; a class that fills no cell to a half is left out.
+    """
+    import cv2
+
+    found = {}
+    _, coherence = directions(field)
+    for index, name in enumerate(schema.names):
+        covered = cv2.resize((mask == index).astype(np.float64), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        if covered.max() < 0.5:
+            continue
+        cosine, sine = ((covered * field[channel]).sum() for channel in range(GIVEN))
+        found[name] = {
+            "direction_deg": round(math.degrees(math.atan2(sine, cosine)) / 2, 2),
+            "coherence": round(float((covered * coherence).sum() / covered.sum()), 4),
+        }
+    return found

@@ -1,195 +1,39 @@
-"""Generating from folders.
-
-Which mask meets which context and seed, and writing the images so that nothing is half-written.
-"""
+"""Generating into folders: reading the files of jobs, and writing the images so that nothing is half-written."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions import dicom, nifti
+from csg_edge.conditions import dicom, fibres
 from csg_edge.conditions.arrays import resize_image, resize_mask
-from csg_edge.conditions.files import list_images, read_context, read_mask, write_png
-from csg_edge.conditions.frames import image_name, split_frame
+from csg_edge.conditions.fibre_files import both_names, read_field, write_field
+from csg_edge.conditions.fibres import Field
+from csg_edge.conditions.files import read_context, read_mask, write_png
+from csg_edge.conditions.frames import split_frame
 from csg_edge.errors import InputError
 from csg_edge.generation import journal
 from csg_edge.generation.generator import Generator
+from csg_edge.generation.jobs import LIKE, Job, paths_of
 from csg_edge.labels import NO_MASK
-from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.storage import written_whole
-
-if TYPE_CHECKING:
-    from csg_edge.conditions.contexts import Chosen
 
 SHEET_NAME = "contact_sheet.png"
 SHEET_ROWS = 16
 KEPT = 256  # masks, and contexts, of 64 KB each at 256 x 256
-SELECTIONS = ("nearest", "random", "diverse")
-NAMELESS = "image"  # name of images with neither mask nor context
+TEAR = "ditf"  # the class in which fibres are torn
+FIELDS = "fibres"  # the folder that --write-fibres fills
 
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to make: output name, and the mask, context and seed it is made of; None: without.
-
-    vary, vary_seed: how the mask is varied first. distance: in style, of a context chosen by it (`contexts.Chosen`).
-    """
-
-    name: str
-    mask: Path | None
-    context: Path | None
-    seed: int
-    vary: str | None = None
-    vary_seed: int | None = None
-    distance: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """As the record has it: what was not asked for is left out."""
-        extras = {name: value for name, value in asdict(self).items() if value is not None}
-        paths = {name: None if path is None else str(path) for name, path in _paths(self)}
-        spacing = {
-            f"{name}_spacing_mm": list(_spacing(split_frame(path)[0]))
-            for name, path in _paths(self)
-            if path is not None and nifti.is_nifti(split_frame(path)[0])
-        }
-        return extras | {"name": self.name, **paths, **spacing, "seed": self.seed}
-
-
-def _paths(job: Job) -> tuple[tuple[str, Path | None], ...]:
-    return ("mask", job.mask), ("context", job.context)
-
-
-@lru_cache(KEPT)
-def _spacing(path: Path) -> tuple[float, float]:
-    """Millimetres between the columns and between the rows of a NIfTI file, as it came."""
-    columns, rows, _ = nifti.read_header(path).spacing
-    return columns, rows
-
-
-def plan(
-    masks: Path | None, contexts: Path | None, *, count: int, seed: int, select: str | None = None,
-    like: Path | None = None, vary: str | None = None, vary_count: int = 1, frame: str | None = None,
-) -> list[Job]:  # fmt: skip
-    """`count` jobs per mask, or per varied mask, with seeds seed, seed + 1, ...
-
-    A folder of contexts that has every mask's name pairs by name; otherwise contexts are drawn by the seed. `select`
-    overrides both: `nearest` takes the context nearest in style to `like`, an image or a folder with an image of each
-    mask's name, but never that image itself; `random` draws; `diverse` takes contexts as unlike as possible in turn.
-    frame: which image of a file that has several (`frames.choose_frames`). vary: a specification of
-    `csg_edge.conditions.masks`, by which each mask becomes `vary_count` masks. masks None: `count` jobs per context,
-    which then names the images; contexts None: the mask alone. Raises InputError for a missing path, an empty folder,
-    two masks of one name, a seed out of range, or options that do not go together.
-    """
-    if masks is None and (vary is not None or select is not None or like is not None):
-        raise InputError("--mask none: --vary, --select and --like need masks; every context is used without them")
-    if contexts is None and (select is not None or like is not None):
-        raise InputError("--context none: --select and --like need contexts; give a folder of contexts")
-    if vary_count < 1 or (vary is None and vary_count > 1):
-        raise InputError(f"--vary-count {vary_count}: give at least 1, and --vary")
-    subjects, varied = _subjects(masks, contexts, frame), vary_count if vary is not None else 1
-    total = count * varied * len(subjects)
-    if count < 1:
-        raise InputError(f"--count {count}: give at least 1")
-    if not 0 <= seed <= MAX_SEED - total:
-        raise InputError(f"--seed {seed}: give an integer from 0 to {MAX_SEED - total}")
-    names = [NAMELESS if path is None else image_name(path) for path in subjects]
-    if len(set(names)) != len(names):
-        kind = "masks" if masks is not None else "contexts"
-        raise InputError(f"{masks or contexts}: two {kind} share a name but for the suffix; rename one")
-    choose = (
-        _chooser(subjects, contexts, total=total, seed=seed, select=select, like=like, frame=frame) if masks else None
-    )
-    jobs: list[Job] = []
-    for position, (subject, name) in enumerate(zip(subjects, names, strict=True)):
-        for version in range(varied):
-            mask_name = f"{name}_v{version:03d}" if varied > 1 else name
-            for repetition in range(count):
-                context, distance = (subject, None) if choose is None else choose(subject)
-                jobs.append(
-                    Job(
-                        f"{mask_name}_{repetition:03d}" if count > 1 else mask_name,
-                        subject if masks is not None else None,
-                        context if contexts is not None else None,
-                        seed + len(jobs),
-                        vary,
-                        None if vary is None else seed + position * varied + version,
-                        distance,
-                    )
-                )
-    return jobs
-
-
-def _subjects(masks: Path | None, contexts: Path | None, frame: str | None) -> list[Path | None]:
-    """What images are made for and named after: masks, else contexts, else one image without either."""
-    source = masks if masks is not None else contexts
-    return [None] if source is None else [*list_images(source, frame=frame)]
-
-
-def _chooser(
-    masks: Sequence[Path | None],
-    contexts: Path | None,
-    *,
-    total: int,
-    seed: int,
-    select: str | None,
-    like: Path | None,
-    frame: str | None,
-) -> Callable[[Path | None], tuple[Path | None, float | None]]:
-    """A function from a mask to its context and distance; to be called once for each job, in order."""
-    if contexts is None:
-        return lambda _: (None, None)
-    files = list_images(contexts, frame=frame)
-    select = "nearest" if select is None and like is not None else select
-    if select not in (None, *SELECTIONS):
-        raise InputError(f"--select {select}: choose {', '.join(SELECTIONS)}")
-    if (like is None) != (select != "nearest"):
-        raise InputError("--select nearest: nearest to what? Give --like IMAGE" if like is None else
-                         f"--like {like}: it goes with --select nearest; leave one out")  # fmt: skip
-    by_name = {image_name(path): path for path in files}
-    stems = [image_name(path) for path in masks if path is not None]
-    if select is None and contexts.is_dir() and all(stem in by_name for stem in stems):
-        return lambda mask: (None if mask is None else by_name[image_name(mask)], None)
-    if select in (None, "random"):
-        draw = np.random.default_rng(seed)
-        return lambda _: (files[int(draw.integers(len(files)))], None)
-    from csg_edge.conditions.contexts import ContextBank
-
-    if like is not None:
-        queries = _queries(like, stems)
-        bank = ContextBank.index(files)
-        found = {query: bank.nearest(read_context(query))[0] for query in dict.fromkeys(queries.values())}
-        return lambda mask: _pair(found[queries["" if mask is None else image_name(mask)]])
-    ring = ContextBank.index(files).diverse(min(total, len(files)), seed)
-    turn = iter(range(total))
-    return lambda _: _pair(ring[next(turn) % len(ring)])
-
-
-def _pair(chosen: Chosen) -> tuple[Path, float | None]:
-    return chosen.path, chosen.distance
-
-
-def _queries(like: Path, stems: Sequence[str]) -> dict[str, Path]:
-    """The image that each mask's context is to be like, by the mask's name. Raises InputError where one is missing."""
-    files = list_images(like)
-    if not like.is_dir():
-        return dict.fromkeys(stems, files[0])
-    by_name = {image_name(path): path for path in files}
-    for stem in stems:
-        if stem not in by_name:
-            raise InputError(f"--like {like}: no image named {stem}; put one there for each mask, or give one image")
-    return {stem: by_name[stem] for stem in stems}
 
 
 class Inputs:
@@ -222,13 +66,38 @@ class Inputs:
         def context(path: Path | None) -> Image:
             return np.zeros(size, np.uint8) if path is None else resize_image(read_context(path), *size)
 
-        self._mask, self._context = mask, context
+        @lru_cache(KEPT)
+        def stored_field(path: Path) -> Field:
+            return read_field(path)
+
+        self._mask, self._context, self._stored_field = mask, context, stored_field
+        self._schema, self._takes_fields = schema, manifest.fibre_shape is not None
+        self._check_field = generator.prepare_field
 
     def mask(self, job: Job) -> Image:
         return self._mask(job.mask, job.vary, job.vary_seed)
 
     def context(self, job: Job) -> Image:
         return self._context(job.context)
+
+    def field(self, job: Job) -> Field | None:
+        """What is given of the fibre field, None for nothing. A tear that was put into the mask has no direction."""
+        field = None
+        if job.fibre_file is not None:
+            field = self._stored_field(job.fibre_file)
+        elif job.fibre == LIKE:
+            field = fibres.field_of_image(self.context(job))
+        elif job.fibre is not None:
+            wishes = fibres.parse_wishes(job.fibre, self._schema)
+            try:
+                field = fibres.field_of_mask(self.mask(job), self._schema, wishes, seed=job.seed)
+            except InputError as error:
+                raise InputError(f"{job.mask or 'no mask'}: {error}") from None
+        if self._takes_fields and f"insert:{TEAR}" in (job.vary or "") and TEAR in self._schema.names:
+            torn = fibres.Wish(TEAR, 0.0, 0.0, coherence=0.0, optional=True)
+            tear = fibres.field_of_mask(self.mask(job), self._schema, [torn], seed=job.seed)
+            field = tear if field is None else fibres.laid_over(field, tear)
+        return self._check_field(field, name="--fibre")
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
         """Read every mask and context, so that bad input is found before the first image is made.
@@ -239,6 +108,8 @@ class Inputs:
             self.mask(job)
         for job in {job.context: job for job in jobs}.values():
             self.context(job)
+        for job in {(job.mask, job.vary_seed, job.fibre_file, job.fibre): job for job in jobs}.values():
+            self.field(job)
         contexts = {job.context for job in jobs if job.context is not None}
         return [
             f"{path}: says that text is burned into its pixels (BurnedInAnnotation YES); look for names before "
@@ -258,46 +129,60 @@ def check_output(out: Path, jobs: Sequence[Job]) -> None:
             raise InputError(f"{source}: {SHEET_NAME} is the name of the contact sheet; rename this file")
     if (out / journal.GROWING).is_file() or journal.finished_digest(out):
         return  # of a job, perhaps this one, which the journal tells
-    for name in (*(f"{job.name}.png" for job in jobs), journal.FINISHED, SHEET_NAME, "masks"):
+    for name in (*(f"{job.name}.png" for job in jobs), journal.FINISHED, SHEET_NAME, "masks", FIELDS):
         if (out / name).exists():
             raise InputError(f"--out {out}: {name} is already there; choose another folder or move it away")
 
 
 def run(
-    jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool, colours: Path | None = None
-) -> dict[str, Any]:
+    jobs: Sequence[Job], generator: Generator, out: Path, *, sheet: bool, colours: Path | None = None,
+    write_fibres: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Make every image: `NAME.png`, its labels `masks/NAME.png` at the same size, and the record of what was drawn.
 
-    An image that was made without a mask has no labels, and none are written. Files appear whole, one by one; what an
+    An image that was made without a mask has no labels, and none are written. write_fibres: a format of
+    `conditions.fibre_files`, in which the fibre fields that were used are written to `fibres/`; the record has their
+    mean direction and coherence by class in any case. Files appear whole, one by one; what an
     earlier run of the same job has left is kept, and the job goes on from there (see `journal`). Returns the record
     with latencies in milliseconds, of this run. Raises InputError for a folder of another job, or what cannot be
     written.
     """
     record = _record(jobs, generator)
-    kept = journal.Journal(out, journal.job_digest(_identity(jobs, record, colours)))
+    kept = journal.Journal(out, journal.job_digest(_identity(jobs, record, colours, write_fibres)))
     if kept.finished:
-        return {"out": str(out), **record, "ms_per_image": None, "kept": len(jobs), "notes": []}
+        return {"out": str(out), **journal.finished_record(out), "ms_per_image": None, "kept": len(jobs), "notes": []}
     if journal.finished_digest(out):
         raise InputError(
             f"--out {out}: {journal.FINISHED} of another job is there; choose another folder or move it away"
         )
     inputs = Inputs(generator, colours=colours)
     notes = inputs.check(jobs)
+    if write_fibres is not None and generator.bundle.manifest.fibre_shape is None:
+        raise InputError(
+            f"--write-fibres: {generator.bundle.manifest.name} takes no fibre field and uses none; leave out"
+        )
     folders = [out, out / "masks"] if any(job.mask for job in jobs) else [out]
-    done = {name for name in kept.done if all((folder / f"{name}.png").is_file() for folder in folders)}
+    done = {
+        name: facts
+        for name, facts in kept.done.items()
+        if all((folder / f"{name}.png").is_file() for folder in folders)
+        and all((out / FIELDS / file).is_file() for file in both_names(name, write_fibres))
+    }
     todo = [job for job in jobs if job.name not in done]
     progress = Progress("generate", len(jobs), done=len(done), unit="images")
     try:
         with kept.growing() as file:
-            for folder in folders:
+            for folder in [*folders, *([out / FIELDS] if write_fibres else [])]:
                 folder.mkdir(exist_ok=True)
             milliseconds = []
-            for job, took in _make(todo, generator, inputs, out):
-                journal.Journal.add(file, job.name)
+            for job, took, facts in _make(todo, generator, inputs, out, write_fibres):
+                journal.Journal.add(file, job.name, facts)
+                done[job.name] = facts
                 milliseconds.append(took)
                 progress.advance()
         if sheet:
             _write_sheet(jobs[:SHEET_ROWS], generator, inputs, out)
+        record["images"] = [{**row, **done[row["name"]]} for row in record["images"]]
         kept.finish(record)
     except OSError as error:
         raise InputError(
@@ -307,25 +192,41 @@ def run(
     timed = milliseconds[1:] or milliseconds  # the first call still warms caches
     # From one image to the next, reading and writing included, which overlap with generating.
     pace = {"median": statistics.median(timed), "max": max(timed), "images": len(timed)} if timed else None
-    return {"out": str(out), **record, "ms_per_image": pace, "kept": len(done), "notes": notes}
+    return {"out": str(out), **record, "ms_per_image": pace, "kept": len(jobs) - len(todo), "notes": notes}
 
 
-def _make(jobs: Sequence[Job], generator: Generator, inputs: Inputs, out: Path) -> Iterator[tuple[Job, float]]:
-    """Make the images and write their files; each job with the milliseconds since the one before."""
-    images = generator.stream(
+def _make(
+    jobs: Sequence[Job], generator: Generator, inputs: Inputs, out: Path, write_fibres: str | None
+) -> Iterator[tuple[Job, float, dict[str, Any]]]:
+    """Make the images and write their files.
+
+    Each job with the milliseconds since the one before, and what is to be known of its image.
+    """
+    conditions = (
         (inputs.mask(job) for job in jobs),
         (inputs.context(job) for job in jobs),
         (job.seed for job in jobs),
+        (inputs.field(job) for job in jobs),
     )
+    images: Iterator[tuple[Image, Field | None]]
+    if generator.bundle.manifest.fibre_shape is None:
+        images = ((image, None) for image in generator.stream(*conditions[:3]))
+    else:
+        images = ((image, field) for image, field in generator.stream_with_fibres(*conditions))
     start = time.perf_counter()
-    for job, image in zip(jobs, images, strict=True):
+    for job, (image, field) in zip(jobs, images, strict=True):
         if job.mask is not None:
             with written_whole(out / "masks" / f"{job.name}.png") as aside:
                 write_png(aside, inputs.mask(job))
+        facts = {}
+        if field is not None:
+            facts["fibre_used"] = fibres.class_directions(field, inputs.mask(job), generator.bundle.manifest.schema)
+            if write_fibres:
+                write_field(out / FIELDS, job.name, field, kind=write_fibres)
         with written_whole(out / f"{job.name}.png") as aside:
             write_png(aside, image)
         now = time.perf_counter()
-        yield job, 1e3 * (now - start)
+        yield job, 1e3 * (now - start), facts
         start = now
 
 
@@ -352,10 +253,13 @@ def _record(jobs: Sequence[Job], generator: Generator) -> dict[str, Any]:
     }
 
 
-def _identity(jobs: Sequence[Job], record: Mapping[str, Any], colours: Path | None) -> dict[str, Any]:
+def _identity(
+    jobs: Sequence[Job], record: Mapping[str, Any], colours: Path | None, write_fibres: str | None
+) -> dict[str, Any]:
     """What a job is told by: its arguments, its engine, and the files that it reads, by size and time of change."""
-    paths = {path for job in jobs for _, path in _paths(job) if path is not None}
+    paths = {path for job in jobs for _, path in paths_of(job) if path is not None}
     paths |= {colours} if colours is not None else set()
     stats = {str(path): split_frame(path)[0].stat() for path in paths}
     files = {path: [found.st_size, found.st_mtime_ns] for path, found in stats.items()}
-    return {**{name: value for name, value in record.items() if name != "choice"}, "files": files}
+    extra = {} if write_fibres is None else {"write_fibres": write_fibres}
+    return {**{name: value for name, value in record.items() if name != "choice"}, "files": files, **extra}

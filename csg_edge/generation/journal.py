@@ -27,10 +27,20 @@ def job_digest(job: Mapping[str, Any]) -> str:
 
 def finished_digest(out: Path) -> str:
     """Of the job whose whole record lies in a folder; empty where there is none, or a file that is something else."""
+    return str(_finished(out).get("job", ""))
+
+
+def finished_record(out: Path) -> dict[str, Any]:
+    """The whole record that lies in a folder, without its digest; empty where there is none."""
+    return {name: value for name, value in _finished(out).items() if name != "job"}
+
+
+def _finished(out: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((out / FINISHED).read_text(encoding="utf-8")).get("job", ""))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ""
+        found = json.loads((out / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Journal:
@@ -47,7 +57,7 @@ class Journal:
         path = self.out / GROWING
         self.out.mkdir(parents=True, exist_ok=True)
         _remove_left_overs(self.out)
-        lines = [{"job": self.digest}, *({"name": name} for name in self.done)]
+        lines = [{"job": self.digest}, *({**facts, "name": name} for name, facts in self.done.items())]
         # Written anew, so that a torn line does not stay.
         aside = path.with_name(f".{GROWING}.partial-{os.getpid()}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -56,9 +66,9 @@ class Journal:
             yield file
 
     @staticmethod
-    def add(file: IO[str], name: str) -> None:
-        """Say that the files of an image are whole."""
-        file.write(json.dumps({"name": name}) + "\n")
+    def add(file: IO[str], name: str, facts: Mapping[str, Any]) -> None:
+        """Say that the files of an image are whole, and what is to be known of it at the end."""
+        file.write(json.dumps({**facts, "name": name}) + "\n")
         file.flush()
 
     def finish(self, record: Mapping[str, Any]) -> None:
@@ -67,11 +77,11 @@ class Journal:
         with suppress(FileNotFoundError):
             (self.out / GROWING).unlink()
 
-    def _read_done(self) -> list[str]:
-        """Names of the images that an earlier run finished, in its order."""
+    def _read_done(self) -> dict[str, dict[str, Any]]:
+        """What an earlier run finished, in its order: names of images and what it said of them."""
         path = self.out / GROWING
         if not path.is_file():
-            return []
+            return {}
         lines = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, RecursionError):
@@ -81,12 +91,13 @@ class Journal:
                 f"--out {self.out}: an unfinished job with other arguments or files is there; run its command again to "
                 f"finish it, choose another folder, or remove {GROWING} and its images"
             )
-        return list(dict.fromkeys(str(line["name"]) for line in lines[1:] if isinstance(line, dict) and "name" in line))
+        whole = [line for line in lines[1:] if isinstance(line, dict) and "name" in line]
+        return {str(line["name"]): {key: line[key] for key in line if key != "name"} for line in whole}
 
 
 def _remove_left_overs(out: Path) -> None:
     """Files that a killed run was writing; the folder is this job's own."""
-    for folder in (out, out / "masks"):
+    for folder in (out, out / "masks", out / "fibres"):
         for path in folder.glob(".*.partial-*"):
             with suppress(OSError):
                 path.unlink()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,16 @@ from torch import Tensor
 
 from csg_edge.conditions import fibres
 from csg_edge.datasets.batches import BatchSource
+from csg_edge.progress import Progress
 from csg_edge.training.block_dct import BlockDct
 from csg_edge.training.device import Tensors, seeded, tensors
 from csg_edge.training.fibre_prior import VECTOR, FibrePrior, FibrePriorConfig
 from csg_edge.training.loop import LoopConfig, fit, fit_on_batches, start_or_resume
 from csg_edge.training.networks import one_hot
-from csg_edge.training.process import mix, teacher_timesteps
+from csg_edge.training.process import mix, multistep, teacher_timesteps
 
 REPEATS = 2  # noise levels at which an image is seen in one iteration
-FLOW_STEPS = 16  # of Heun's method
+FLOW_STEPS = 16
 PAIRS = 8192  # noise and ends that the one step is learned on
 PAIR_BATCH = 64
 
@@ -40,19 +40,26 @@ def new_prior(context: BlockDct, *, classes: int, seed: int) -> FibrePrior:
 
 
 def fit_fibre_prior(
-    prior: FibrePrior, context: BlockDct, source: BatchSource, loop: LoopConfig, *, out: Path, device: torch.device
+    prior: FibrePrior,
+    context: BlockDct,
+    source: BatchSource,
+    loop: LoopConfig,
+    *,
+    out: Path,
+    device: torch.device,
+    pairs: int = PAIRS,
 ) -> bool:
     """Train or resume a prior in `out`; at the end it holds the averaged weights of the one step.
 
     source: of batches with fibre fields, none dropped, and contexts that are other images, as in use: from the image
-    itself the prior would learn to copy. loop: of the flow; its one step takes as many iterations. Returns False when
-    stopped early.
+    itself the prior would learn to copy. loop: of the flow; its one step takes as many iterations, on so many
+    pairs. Returns False when stopped early.
     """
     prior, context = prior.to(device), context.to(device)
     if not _fit_flow(prior, context, source, loop, out=out / "flow", device=device):
         return False
     flow = copy.deepcopy(prior).eval().requires_grad_(False)
-    return _fit_step(prior, flow, context, source, loop, out=out / "one-step", device=device)
+    return _fit_step(prior, flow, context, source, loop, out=out / "one-step", device=device, pairs=pairs)
 
 
 def class_fractions(mask: Tensor, classes: int) -> Tensor:
@@ -87,9 +94,10 @@ def _fit_step(
     *,
     out: Path,
     device: torch.device,
+    pairs: int,
 ) -> bool:
     state = start_or_resume(prior, loop, out)
-    noise, ends, classes, rows = _pairs(flow, context, source, loop.seed, device)
+    noise, ends, classes, rows = _pairs(flow, context, source, loop.seed, device, pairs)
 
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
@@ -105,30 +113,30 @@ def _fit_step(
 
 @torch.no_grad()
 def _pairs(
-    flow: FibrePrior, context: BlockDct, source: BatchSource, seed: int, device: torch.device
+    flow: FibrePrior, context: BlockDct, source: BatchSource, seed: int, device: torch.device, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noise, ends of the flow, and conditions; PAIRS of each."""
+    """Noise, ends of the flow, and conditions; `count` of each."""
     rows = []
-    for index in range(-(-PAIRS // source.batch_size)):
+    progress = Progress("fibre pairs", count)
+    for index in range(-(-count // source.batch_size)):
         batch = tensors(source.draw(index), device)
         conditions = _conditions(flow, context, batch)
         noise = torch.randn(batch.field[:, :VECTOR].shape, generator=seeded(seed, index)).to(device)
         rows.append((noise, integrate(flow, noise, *conditions), *conditions))
+        progress.advance(len(noise))
     noise, ends, classes, context_rows = (torch.cat(column) for column in zip(*rows, strict=True))
     return noise, ends, classes, context_rows
 
 
 @torch.no_grad()
 def integrate(flow: FibrePrior, noise: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
-    """Where the flow ends, by Heun's method: clean latents (B, 2, 16, 16)."""
-    latent = noise
-    for now, then in pairwise(teacher_timesteps(FLOW_STEPS)):
-        slope = flow(latent, latent.new_full((len(latent),), now), classes, rows)
-        ahead = latent + (then - now) * slope
-        if then > 0.0:
-            slope = 0.5 * (slope + flow(ahead, latent.new_full((len(latent),), then), classes, rows))
-        latent = latent + (then - now) * slope
-    return latent
+    """Where the flow ends: clean latents (B, 2, 16, 16)."""
+
+    def velocity(latent: Tensor, timestep: float) -> Tensor:
+        found: Tensor = flow(latent, latent.new_full((len(latent),), timestep), classes, rows)
+        return found
+
+    return multistep(velocity, noise, teacher_timesteps(FLOW_STEPS))
 
 
 def _conditions(prior: FibrePrior, context: BlockDct, batch: Tensors) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class TeacherConfig:
     dropout: float = 0.1  # of mask and of context, each
     field_dropout: float = 0.2  # of the fibre field, where the network has one
     fibres: bool | None = None  # whether the fibre field is a condition; None: as `network` or `init` has it
-    prior_iterations: int = 2000  # of the fibre prior, after the teacher; 0 keeps that of `init`
+    prior_iterations: int = 1500  # of the fibre prior, after the teacher; 0 keeps that of `init`
     prior_rate: float = 2e-3  # its learning rate
     network: NetworkConfig | None = None  # that of `init`, or MSK_NETWORK
     autoencoder: Path | None = None  # folder of a learned autoencoder; that of `init`, or a block DCT
