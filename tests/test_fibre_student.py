@@ -30,7 +30,7 @@ from csg_edge.generation.generator import Generator
 from csg_edge.generation.verify import verify_bundle
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import noise_for
-from csg_edge.runtimes.ort import OnnxRuntime
+from csg_edge.runtimes import runtime_class
 from csg_edge.training.device import tensors
 from csg_edge.training.fibre_prior import FibrePrior
 from csg_edge.training.fit_fibre_prior import fit_fibre_prior, new_prior
@@ -204,15 +204,18 @@ def _still(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TestGraph:
+    @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
     @pytest.mark.parametrize("given", [False, True])
-    def test_onnx_says_what_torch_says(self, student: CsgModel, given: bool, tmp_path: Path) -> None:
+    def test_every_runtime_says_what_the_student_says(
+        self, student: CsgModel, given: bool, name: str, tmp_path: Path
+    ) -> None:
         paths = export_graphs(student, [1], tmp_path)
         mask, context = SCENES[1].mask[None], SCENES[1].image[None]
         noise = noise_for(3, student.latent_shape(1)[1:])[None]
         field = wished(mask[0], 25.0)[None] if given else nothing_given()[None]
         with torch.no_grad():
             image, used = FewStepGraph(student, 1)(*(torch.from_numpy(item) for item in (mask, context, noise, field)))
-        with OnnxRuntime.open(paths[1, None], device="CPU", precision="fp32") as runtime:
+        with runtime_class(name).open(paths[1, None], device="CPU", precision="fp32") as runtime:
             found = runtime.run({"mask": mask, "context": context, "noise": noise, "fibre": field})
         assert np.abs(found["image"].astype(int) - image.numpy()).max() <= 1
         np.testing.assert_allclose(found["fibre_used"], used.numpy(), atol=1e-4)

@@ -41,6 +41,8 @@ def info(bundle: str, graph: bool, as_json: bool) -> None:
     height, width = manifest.image_size
     click.echo(f"{manifest.name} (made by csg-edge {manifest.producer}) in {checked.path}")
     click.echo(f"images    {height} x {width}, noise {' x '.join(map(str, manifest.noise_shape))}")
+    if manifest.fibre_shape:
+        click.echo(f"fibres    field of {' x '.join(map(str, manifest.fibre_shape))}, given or drawn")
     click.echo("classes   " + ", ".join(f"{index} {name}" for index, name in enumerate(manifest.labels)))
     for engine in manifest.engines:
         built = f", {engine.built_with}" if engine.built_with else ""

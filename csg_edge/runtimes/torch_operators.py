@@ -74,11 +74,16 @@ def _reduce(name: str) -> Operator:
 def _resize(
     torch: Any, attributes: Mapping[str, Any], value: Any, region: Any = None, scales: Any = None, sizes: Any = None
 ) -> Any:
-    if attributes.get("mode", b"nearest") != b"nearest":
-        raise ValueError(f"Resize mode {attributes['mode']!r} is not nearest")
+    mode = attributes.get("mode", b"nearest")
+    if mode == b"linear" and attributes.get("coordinate_transformation_mode", b"half_pixel") == b"half_pixel":
+        method = {"mode": "bilinear", "align_corners": False}
+    elif mode == b"nearest":
+        method = {"mode": "nearest"}
+    else:
+        raise ValueError(f"Resize mode {mode!r} is neither nearest nor linear by half pixels")
     target = tuple(sizes.tolist()[2:]) if sizes is not None else None
     factor = None if target else tuple(scales.tolist()[2:])
-    return torch.nn.functional.interpolate(value, size=target, scale_factor=factor, mode="nearest")
+    return torch.nn.functional.interpolate(value, size=target, scale_factor=factor, **method)
 
 
 def _instance_norm(torch: Any, attributes: Mapping[str, Any], value: Any, scale: Any, bias: Any) -> Any:
@@ -153,6 +158,7 @@ OPERATORS: dict[str, Operator] = {
     "Pow": _plain(lambda torch, a, b: torch.pow(a, b)),
     "ReduceMax": _reduce("amax"),
     "ReduceMean": _reduce("mean"),
+    "ReduceSum": _reduce("sum"),
     "Reshape": _reshape,
     "Resize": _resize,
     "Round": _plain(lambda torch, a: torch.round(a)),

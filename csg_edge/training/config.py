@@ -74,7 +74,9 @@ def read_run(path: Path | None, given: Mapping[str, Any], *, precision: str) -> 
         checked[section][name] = value
     if not checked[""].get("data"):
         raise TrainingError("no data to train on; give --data FOLDER, or data = [...] in the file of --config")
-    network = NetworkConfig(classes=len(MSK_SCHEMA), **checked["network"]) if checked["network"] else None
+    network = (
+        NetworkConfig(classes=len(MSK_SCHEMA), **{"fibres": True, **checked["network"]}) if checked["network"] else None
+    )
     return TrainingRun(
         TeacherConfig(**checked[""], network=network),
         LoopConfig(**{"iterations": DEFAULT_ITERATIONS, "precision": precision, **checked["optimisation"]}),

@@ -96,6 +96,7 @@ def _fit_step(
     device: torch.device,
     pairs: int,
 ) -> bool:
+    loop = replace(loop, batch=PAIR_BATCH)
     state = start_or_resume(prior, loop, out)
     noise, ends, classes, rows = _pairs(flow, context, source, loop.seed, device, pairs)
 
@@ -106,7 +107,7 @@ def _fit_step(
         made = noise[chosen] - prior(noise[chosen], start, classes[chosen], rows[chosen])
         return (made - ends[chosen]).square().mean()
 
-    finished = fit(state, loss, replace(loop, batch=PAIR_BATCH), directory=out, label="fibre one-step")
+    finished = fit(state, loss, loop, directory=out, label="fibre one-step")
     prior.load_state_dict(state.ema)
     return finished
 

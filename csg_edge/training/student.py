@@ -93,6 +93,7 @@ def start_student(
 def continue_student(folder: Path, teacher: Teacher, *, steps: tuple[int, ...]) -> tuple[CsgModel, float]:
     """An earlier student of the same teacher's latents, to train on; the number as `start_student` gives it.
 
+    Where the teacher knows fibre fields, so will the student, though it did not before.
     Raises TrainingError for a folder that is no student, or one of other latents, classes or image size.
     """
     earlier = CsgModel.load(folder)
@@ -111,7 +112,19 @@ def continue_student(folder: Path, teacher: Teacher, *, steps: tuple[int, ...]) 
             f"{folder}: a student of other latents, classes or image size than this teacher's; leave out --init"
         )
     earlier.steps = steps
+    if isinstance(teacher, CsgModel) and teacher.prior is not None:
+        _learn_fibres(earlier, teacher)
     return earlier, deviation
+
+
+def _learn_fibres(student: CsgModel, teacher: CsgModel) -> None:
+    """Give a student the teacher's prior, and one without a fibre branch the teacher's branch, too."""
+    student.prior = teacher.prior
+    if not student.network.config.fibres:
+        network = CsgUNet(replace(student.network.config, fibres=True))
+        take_over(network, teacher.network)
+        network.load_state_dict(student.network.state_dict(), strict=False)
+        student.network = network
 
 
 def take_over(network: CsgUNet, teacher: CsgUNet) -> None:
