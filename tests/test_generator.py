@@ -298,8 +298,16 @@ class TestChoice:
                 assert generator.engine.target == engines[1].target
                 (text,) = generator.choice.passed_over
                 assert text.startswith(f"{strict.target}: fails golden case")
-        with self.choose(bundle_copy, tmp_path, runtime="openvino", precision="fp32") as generator:
-            assert str(generator.choice) == f"{strict.target}: as asked for"  # no choice, no check
+        for cache in (tmp_path, tmp_path / "empty"):  # known or not, asked for by name it is refused
+            with pytest.raises(EngineError, match=f"{strict.target}: fails golden case .*csg-edge verify.*--unproven"):
+                self.choose(bundle_copy, cache, runtime="openvino", precision="fp32")
+        with self.choose(bundle_copy, tmp_path, runtime="openvino", precision="fp32", proven=False) as generator:
+            assert str(generator.choice) == f"{strict.target}: as asked for, not proven"
+
+    def test_by_name_an_engine_is_proven_once(self, shipped: Path, tmp_path: Path) -> None:
+        for when in ("just now", "before"):
+            with self.choose(shipped, tmp_path, runtime="onnxruntime", precision="fp32") as generator:
+                assert str(generator.choice) == f"onnxruntime:CPU:fp32: as asked for, golden case passed {when}"
 
     @pytest.mark.parametrize(("factor", "wins"), [(0.5, True), (2.0, False)])
     def test_int8_is_taken_only_where_it_is_faster(
@@ -326,6 +334,21 @@ class TestChoice:
                 else:
                     (text,) = generator.choice.passed_over
                     assert text == f"{eight.target}: no faster here than {fp32.target} (2000.0 ms against 1000.0 ms)"
+        with self.choose(bundle_copy, tmp_path, runtime="onnxruntime", precision="int8") as generator:
+            assert generator.engine.target == eight.target  # slow, but right: asked for by name it is taken
+
+    def test_by_name_first_then_auto_still_races(
+        self, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest = read_manifest(bundle_copy / MANIFEST_NAME)
+        (fp32,) = (e for e in manifest.engines if e.steps == 1 and e.target == "onnxruntime:CPU:fp32")
+        eight = replace(fp32, target="onnxruntime:CPU:int8")
+        write_manifest(bundle_copy, replace(manifest, engines=(eight, fp32)))
+        with self.choose(bundle_copy, tmp_path, runtime="onnxruntime", precision="int8") as generator:
+            assert generator.engine.target == eight.target
+        monkeypatch.setattr("csg_edge.generation.proof.slower_here", lambda mine, rival: "no faster here")
+        with self.choose(bundle_copy, tmp_path) as generator:
+            assert generator.engine.target == fp32.target
 
     def test_no_golden_cases_no_trust(self, bundle_copy: Path, tmp_path: Path) -> None:
         manifest = read_manifest(bundle_copy / MANIFEST_NAME)

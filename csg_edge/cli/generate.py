@@ -70,13 +70,14 @@ CONDITION = Condition(path_type=Path)
     help="Also write OUT/fibres: the direction of fibres in each image.  [npz if no format is named]",
 )
 @click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
+@click.option("--unproven", is_flag=True, help="Use an engine even if its golden image is wrong on this machine.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor fill the cache of compiled engines and verdicts.")
 @json_option
 def generate(
     mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str,
     steps: int, seed: int, count: int, select: str | None, like: Path | None, frame: str | None, vary: str | None,
     vary_count: int, colours: Path | None, fibre: str | None, write_fibres: str | None, sheet: bool, no_cache: bool,
-    as_json: bool,
+    unproven: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make an image for each mask, with the appearance of a context."""
     from csg_edge.generation import folders
@@ -88,10 +89,18 @@ def generate(
                         frame=frame, fibre=fibre)  # fmt: skip
     folders.check_output(out, jobs)
     with load(
-        bundle, runtime=runtime, device=device, precision=precision, steps=steps, cache=not no_cache
+        bundle,
+        runtime=runtime,
+        device=device,
+        precision=precision,
+        steps=steps,
+        cache=not no_cache,
+        proven=not unproven,
     ) as generator:
         record = folders.run(jobs, generator, out, sheet=sheet, colours=colours, write_fibres=write_fibres)
         choice = str(generator.choice)
+    if unproven:
+        click.echo("csg-edge: note: this engine was not proven; csg-edge verify says what is wrong with it", err=True)
     for note in record["notes"]:
         click.echo(f"csg-edge: note: {note}", err=True)
     if as_json:

@@ -53,11 +53,12 @@ def _engines(bundle: Bundle, cache: BlobCache) -> dict[str, Any]:
         states[label] = reason or "runs here"
         if reason is not None:
             continue
-        failure = remembered(bundle, engine, cache)
-        if failure is not None:
-            verdicts[label] = failure or "golden case passed"
-        if not failure:
-            checked = "not checked yet: its golden case runs first" if failure is None else "golden case passed"
+        verdict = remembered(bundle, engine, cache)
+        wrong = "" if verdict is None else verdict.failure or verdict.slower
+        if verdict is not None:
+            verdicts[label] = wrong or "golden case passed"
+        if not wrong:
+            checked = "not checked yet: its golden case runs first" if verdict is None else "golden case passed"
             auto.setdefault(str(engine.steps), f"{engine.target}, {checked}")
     return {"engines": states, "verdicts": verdicts, "auto": auto}
 

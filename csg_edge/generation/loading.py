@@ -7,10 +7,10 @@ from pathlib import Path
 
 from csg_edge.bundle.manifest import find_bundle, read_bundle
 from csg_edge.cache import BlobCache
-from csg_edge.errors import EngineError, InputError, RuntimeUnavailableError
+from csg_edge.errors import CsgEdgeError, EngineError, InputError, RuntimeUnavailableError
 from csg_edge.generation.generator import Generator, open_engine
-from csg_edge.generation.proof import failure_here, remembered
-from csg_edge.generation.selection import Choice, candidates, rival_of, runnable
+from csg_edge.generation.proof import Verdict, prove, remembered
+from csg_edge.generation.selection import Candidate, Choice, candidates, rival_of, runnable
 
 
 def load(
@@ -22,46 +22,71 @@ def load(
     steps: int = 1,
     threads: int | None = None,
     cache: bool | str | Path = True,
+    proven: bool = True,
 ) -> Generator:
     """Open a bundle (a folder, or the name of a shipped one) on this machine.
 
     Among several engines that fit the options, the first in the bundle's order of preference is taken that this machine
     can run and that makes its golden image here, int8 only if it is faster here than the next in 16 or 32 bits;
     `Generator.choice` says which and why. threads: a hint for CPUs.
-    cache: whether compiled engines and verdicts are kept for the next start, or the folder to keep them in.
+    cache: whether compiled engines and verdicts are kept for the next start, or the folder to keep them in. proven:
+    whether an engine must have made its golden image here before it is used; only to look into one that does not.
 
     Raises BundleError for a missing or damaged bundle, InputError for an option the bundle does not offer,
-    RuntimeUnavailableError if nothing that fits can run here, EngineError if the runtime refuses the engine.
+    RuntimeUnavailableError if nothing that fits can run here, EngineError if the runtime refuses an engine that was
+    asked for by name, or its golden image is wrong here.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads {threads!r}: give at least 1")
     blobs = (BlobCache() if cache else None) if isinstance(cache, bool) else BlobCache(Path(cache))
     checked = read_bundle(find_bundle(str(bundle)))
     found = candidates(checked, runtime=runtime, device=device, precision=precision, steps=steps)
-    chosen_by_us = runtime == "auto" or len(found) > 1
+    # What was asked for by name is taken even if another engine is faster, but not if its images are wrong.
+    by_name = runtime != "auto" and len(found) == 1
     passed_over: list[str] = []
     for candidate in runnable(found, passed_over):
         engine = candidate.engine
-        if candidate.listed and not chosen_by_us:
-            return open_engine(checked, engine, threads=threads, cache=blobs)
-        failure = remembered(checked, engine, blobs)
-        known = failure is not None
-        if not failure:
+        rival = None if by_name else rival_of(engine, found)
+        verdict = remembered(checked, engine, blobs) if proven else None
+        known = verdict is not None and (rival is None or bool(verdict.failure) or verdict.slower is not None)
+        wrong = _wrong(verdict, by_name) if known else ""
+        if not wrong:
             try:
                 opened = open_engine(checked, engine, threads=threads, cache=blobs)
             except (EngineError, RuntimeUnavailableError) as error:
+                if by_name and candidate.listed:
+                    raise
                 passed_over.append(f"{engine.target}: {error}")
                 continue
+            if not proven:
+                opened.choice = Choice(engine.target, "as asked for, not proven", tuple(passed_over))
+                return opened
             if not known:
-                rival = rival_of(engine, found)
                 opener = None if rival is None else partial(open_engine, checked, rival, threads=threads, cache=blobs)
-                failure = failure_here(opened, blobs, opener)
-            if not failure:
-                first = "the first in the bundle's order that runs here" if candidate.listed else "the portable graph"
-                when = "before" if known else "just now"
-                reason = f"{first}, golden case passed {when}"
-                opened.choice = Choice(engine.target, reason, tuple(passed_over))
+                try:
+                    wrong = _wrong(prove(opened, blobs, opener), by_name)
+                except CsgEdgeError:
+                    opened.close()
+                    raise
+            if not wrong:
+                opened.choice = Choice(engine.target, _reason(candidate, by_name, known), tuple(passed_over))
                 return opened
             opened.close()
-        passed_over.append(f"{engine.target}: {failure}")
+        if by_name and candidate.listed:
+            raise EngineError(f"{engine.target}: {wrong}; choose another engine, or use it as it is with --unproven")
+        passed_over.append(f"{engine.target}: {wrong}")
     raise RuntimeUnavailableError("no engine can run here. " + "; ".join(passed_over))
+
+
+def _wrong(verdict: Verdict | None, by_name: bool) -> str:
+    """Why an engine is not taken, empty if it is."""
+    if verdict is None:
+        return ""
+    return verdict.failure or ("" if by_name else verdict.slower or "")
+
+
+def _reason(candidate: Candidate, by_name: bool, known: bool) -> str:
+    first = "the first in the bundle's order that runs here" if candidate.listed else "the portable graph"
+    if by_name and candidate.listed:
+        first = "as asked for"
+    return f"{first}, golden case passed {'before' if known else 'just now'}"

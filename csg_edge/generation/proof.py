@@ -1,8 +1,8 @@
 """Whether an engine is to be trusted on this machine: its golden image, and for int8 its speed, with the verdict kept.
 
 An int8 engine, which stands where it does for its speed alone and has it on some processors only, is raced against the
-engine it would replace. This runs once for each engine, runtime version and machine, and the verdict is remembered in
-the user's cache folder.
+engine it would replace, unless it was asked for by name. All this runs once for each engine, runtime version and
+machine, and the verdict is remembered in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from csg_edge.bundle.golden import FIELD_TOLERANCE, Difference, field_difference, read_case, within
 from csg_edge.bundle.manifest import Bundle, Engine, GoldenCase, Target
@@ -24,28 +25,40 @@ from csg_edge.runtimes import runtime_class
 RACE_ROUNDS = 9
 
 
-def remembered(bundle: Bundle, engine: Engine, cache: BlobCache | None) -> str | None:
-    """The verdict of an earlier golden case of this engine on this machine: empty if it passed, the reason if not.
+class Verdict(NamedTuple):
+    """What is known of an engine here: what is wrong with its golden image, and why it is not the faster one.
 
-    None if there was none.
+    Either is empty if nothing is; slower is None where it was not raced.
     """
+
+    failure: str
+    slower: str | None = None
+
+
+def remembered(bundle: Bundle, engine: Engine, cache: BlobCache | None) -> Verdict | None:
+    """The verdict of an earlier run on this machine, None if there was none."""
     note = None if cache is None else cache.load_note(_verdict_key(bundle, engine))
-    return None if note is None else str(note["failure"])
+    if note is None:
+        return None
+    slower = note.get("slower")
+    return Verdict(str(note["failure"]), None if slower is None else str(slower))
 
 
-def failure_here(generator: Generator, cache: BlobCache | None, rival: Callable[[], Generator] | None = None) -> str:
-    """Why an engine is not to be trusted here, remembered: empty if it makes the first golden image and beats `rival`.
+def prove(generator: Generator, cache: BlobCache | None, rival: Callable[[], Generator] | None = None) -> Verdict:
+    """Make the first golden image and, if it is right, race `rival`; the verdict is remembered.
 
     rival: opens the engine that an int8 engine has to be faster than.
     """
-    failure = golden_failure(generator)
+    failure, slower = golden_failure(generator), None
     if not failure and rival is not None:
+        slower = ""
         with suppress(EngineError, RuntimeUnavailableError), rival() as other:  # one that does not open is no rival
-            failure = slower_here(generator, other)
+            slower = slower_here(generator, other)
     if cache is not None:
+        note = {"target": generator.engine.target, "failure": failure}
         key = _verdict_key(generator.bundle, generator.engine)
-        cache.store_note(key, {"target": generator.engine.target, "failure": failure})
-    return failure
+        cache.store_note(key, note if slower is None else {**note, "slower": slower})
+    return Verdict(failure, slower)
 
 
 def slower_here(generator: Generator, rival: Generator) -> str:
