@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dataclasses import replace
-
-from csg_edge.bundle.manifest import DIGEST_NAME, FORMAT, MANIFEST_NAME, Target, find_bundle, read_bundle, write_manifest
+from csg_edge.bundle.manifest import (
+    DIGEST_NAME,
+    FORMAT,
+    MANIFEST_NAME,
+    Target,
+    find_bundle,
+    read_bundle,
+    write_manifest,
+)
 from csg_edge.errors import BundleError, InputError
 from csg_edge.labels import MSK_SCHEMA
 
@@ -138,7 +145,8 @@ def test_unknown_and_missing_keys_at_every_level(bundle_copy: Path, path: list[A
 @pytest.mark.parametrize("found", [0, 1, 4, "2", 2.0, True, None], ids=repr)
 def test_another_format(bundle_copy: Path, found: object) -> None:
     edit(bundle_copy, lambda values: values.update(format=found))
-    assert_refused(bundle_copy, MANIFEST_NAME, f"bundle format {found!r}, this csg-edge reads 2 and 3", "update csg-edge")
+    reads = "this csg-edge reads 2 and 3"
+    assert_refused(bundle_copy, MANIFEST_NAME, f"bundle format {found!r}, {reads}", "update csg-edge")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "golden/../../x", "a\\b", "C:x", "."])

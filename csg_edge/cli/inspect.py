@@ -68,6 +68,9 @@ def doctor(bundle: str, as_json: bool) -> None:
         return
     for key in ("csg_edge", "python", "system", "processor", "cores"):
         click.echo(f"{key:<10} {report[key]}")
+    quota = report["processor_quota"]
+    limit = "no quota" if quota is None else f"a quota of {quota:g}, so {report['default_threads']} threads by default"
+    click.echo(f"granted    {report['allowed_processors']} processors by affinity, {limit}")
     for name, runtime in report["runtimes"].items():
         if "missing" in runtime:
             click.echo(f"{name:<12} missing: {runtime['missing']}")

@@ -12,7 +12,7 @@ from csg_edge.cache import BlobCache
 from csg_edge.errors import CsgEdgeError
 from csg_edge.generation.proof import remembered
 from csg_edge.generation.selection import why_not
-from csg_edge.machine import processor_name
+from csg_edge.machine import allowed_processors, default_threads, processor_name, processor_quota
 from csg_edge.runtimes import RUNTIMES, runtime_class
 
 __all__ = ["examine", "processor_name"]
@@ -32,6 +32,9 @@ def examine(bundle: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
         "cores": os.cpu_count(),
+        "allowed_processors": allowed_processors(),
+        "processor_quota": processor_quota(),
+        "default_threads": default_threads(),
         "cache": {"folder": str(cache.folder), "entries": entries, "bytes": size},
         "runtimes": {name: _runtime(name) for name in RUNTIMES},
     }

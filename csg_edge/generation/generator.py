@@ -20,6 +20,7 @@ from csg_edge.conditions.arrays import check_context, check_mask, resize_image, 
 from csg_edge.conditions.fibres import Field, check_field
 from csg_edge.errors import EngineError, InputError
 from csg_edge.generation.selection import Choice, identity
+from csg_edge.machine import default_threads
 from csg_edge.noise import check_seed, noise_for
 from csg_edge.runtimes import Runtime, runtime_class
 from csg_edge.runtimes.base import Handle, Results
@@ -376,6 +377,7 @@ def open_engine(
 
 def _open_runtime(bundle: Bundle, engine: Engine, *, threads: int | None, cache: BlobCache | None) -> Runtime:
     target = Target.parse(engine.target)
+    threads = default_threads() if threads is None else threads
     runtime = runtime_class(target.runtime).open(
         bundle.file(engine.file), device=target.device, precision=target.precision, threads=threads, cache=cache,
         identity=identity(bundle, engine),

@@ -28,7 +28,8 @@ def load(
 
     Among several engines that fit the options, the first in the bundle's order of preference is taken that this machine
     can run and that makes its golden image here, int8 only if it is faster here than the next in 16 or 32 bits;
-    `Generator.choice` says which and why. threads: a hint for CPUs.
+    `Generator.choice` says which and why. threads: a hint for CPUs; if not given, what affinity
+    and the container's processor quota allow.
     cache: whether compiled engines and verdicts are kept for the next start, or the folder to keep them in. proven:
     whether an engine must have made its golden image here before it is used; only to look into one that does not.
 
