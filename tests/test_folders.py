@@ -15,6 +15,7 @@ from csg_edge.conditions.files import read_context, read_mask
 from csg_edge.conditions.masks import vary_by
 from csg_edge.errors import InputError
 from csg_edge.generation.jobs import plan
+from csg_edge.generation.sheets import contact_sheet
 from csg_edge.labels import MSK_SCHEMA
 
 
@@ -145,3 +146,13 @@ def generate(mask: object, context: object, out: Path, *options: object) -> tupl
     arguments = ["generate", "--mask", mask, "--context", context, "--out", out, "--runtime", "onnxruntime", *options]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="csg-edge")
     return result.exit_code, "".join(line for line in result.stderr.splitlines(True) if "generate:" not in line)
+
+
+def test_a_contact_sheet_of_masks_that_say_nothing_in_parts() -> None:
+    """Sets that label one structure only have masks of 255 elsewhere; such a sheet once stopped a training run."""
+    mask = np.full((64, 64), 255, np.uint8)
+    mask[20:40] = MSK_SCHEMA.index("vessel")
+    image = np.full((64, 64), 90, np.uint8)
+    sheet = contact_sheet([(mask, image, image)], MSK_SCHEMA)
+    above, inside, below = (sheet[24 + 2 + row, 10] for row in (5, 30, 55))  # under header and frame
+    assert (above == below).all() and not (above == inside).all()

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 
 Image = NDArray[np.uint8]
 
@@ -30,18 +30,19 @@ PALETTE = np.array(
     dtype=np.uint8,
 )
 HEADER = 24
+UNSAID = 60  # grey level of pixels of 255
 
 
 def colour_mask(mask: Image) -> Image:
-    """(H, W) class indices -> (H, W, 3) BGR."""
-    return PALETTE[mask % len(PALETTE)]
+    """(H, W) class indices -> (H, W, 3) BGR; grey where nothing is said."""
+    return np.where((mask == NO_MASK)[..., None], np.uint8(UNSAID), PALETTE[mask % len(PALETTE)])
 
 
 def overlay(image: Image, mask: Image) -> Image:
     """(H, W) image with the class borders of its mask drawn in their class colours; (H, W, 3) BGR."""
     drawn = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     for index in np.unique(mask):
-        if index:
+        if index not in (0, NO_MASK):
             outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(drawn, outlines, -1, PALETTE[index % len(PALETTE)].tolist(), 1)
     return np.asarray(drawn, dtype=np.uint8)
@@ -78,7 +79,7 @@ def contact_sheet(rows: Sequence[tuple[Image, Image, Image]], schema: LabelSchem
 def _legend(schema: LabelSchema, present: NDArray[np.uint8], width: int) -> Image:
     legend = np.full((HEADER, width, 3), 60, np.uint8)
     x = 6
-    for index in present:
+    for index in present[present != NO_MASK]:
         name = schema.names[index]
         legend[6:18, x : x + 12] = PALETTE[index % len(PALETTE)]
         _write(legend, name, (x + 16, 17), (255, 255, 255))
