@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csg_edge.conditions import fibres
+from csg_edge.datasets.augmentation import draw_bend, draw_tilt
 from csg_edge.datasets.batches import BatchSource, read_training_sets
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set, schema_of, splits_of
@@ -86,6 +87,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
     source = BatchSource(
         sets, weights, batch=loop.batch, dropout=config.dropout, seed=loop.seed,
         field_dropout=config.field_dropout if shape.fibres else None,
+        geometry=draw_tilt if shape.fibres else draw_bend,
     )  # fmt: skip
     bands = earlier.context_transform.config if earlier else _bands(source, out / "autoencoder.json")
     autoencoder = learned or BlockDct(bands)
@@ -132,6 +134,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
 class SampleSheets:
     """Samples of the EMA weights for the same held-out masks, contexts and noise, as training goes on.
 
+    The fibre fields, where the network takes them, are those of the masks' own images: there is no prior yet.
     They are a function of the weights alone, so that drawing them changes nothing in the run.
     """
 
@@ -140,7 +143,7 @@ class SampleSheets:
     ) -> None:
         self.every, self.model, self.state, self.folder = config.sheet_every, model, state, folder
         self.precision = precision
-        self.rows: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        self.rows: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]] = []
         if not self.every:
             return
         for root in config.data:
@@ -151,7 +154,9 @@ class SampleSheets:
                     directory, model.schema, split=split, size=config.image_size, first_of_groups=ROWS_OF_SET + 1
                 )
                 for number in range(min(ROWS_OF_SET, len(data))):
-                    self.rows.append((data.masks[number], data.images[(number + 1) % len(data)]))
+                    context = data.images[(number + 1) % len(data)]
+                    field = fibres.field_of_image(data.images[number]) if model.network.config.fibres else np.zeros(0)
+                    self.rows.append((data.masks[number], context, field.astype(np.float32)))
 
     def draw(self, iteration: int) -> None:
         """Write `ITERATION.jpg` when it is time for one."""
@@ -161,13 +166,13 @@ class SampleSheets:
         model.network.load_state_dict(self.state.ema)
         device = next(model.network.parameters()).device
         made = []
-        for number, (mask, context) in enumerate(self.rows):
+        for number, row in enumerate(self.rows):
             noise = torch.from_numpy(noise_for(number, model.latent_shape(1)[1:]))[None].to(device)
-            conditions = (torch.from_numpy(item)[None].to(device) for item in (mask, context))
+            mask, context, field = (torch.from_numpy(item)[None].to(device) for item in row)
             with torch.inference_mode(), autocast(device, self.precision):
-                clean = model.integrate(*conditions, noise, guidance=1.0)
+                clean = model.integrate(mask, context, noise, guidance=1.0, field=field if field.numel() else None)
                 made.append(model.autoencoder.decode(clean)[0].cpu().numpy())
-        rows = [(mask, context, image) for (mask, context), image in zip(self.rows, made, strict=True)]
+        rows = [(mask, context, image) for (mask, context, _), image in zip(self.rows, made, strict=True)]
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{iteration:06d}.jpg"
         _, encoded = cv2.imencode(".jpg", contact_sheet(rows, model.schema))
