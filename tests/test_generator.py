@@ -390,3 +390,27 @@ class TestChoice:
     ) -> None:
         with pytest.raises(InputError, match=r"choose|has"):
             self.choose(shipped, tmp_path, **options)
+
+
+class TestStreams:
+    """Several images side by side, for throughput."""
+
+    def test_same_bytes_in_the_same_order(self, generator: Generator) -> None:
+        expected = generator.generate(MASKS * 3, CONTEXTS * 3, list(range(9)))
+        with csg_edge.load(runtime="openvino", precision="fp32", streams=2) as wide:
+            assert wide.runtime.depth == 3
+            np.testing.assert_array_equal(wide.generate(MASKS * 3, CONTEXTS * 3, list(range(9))), expected)
+            np.testing.assert_array_equal(list(wide.stream(MASKS * 3, CONTEXTS[0], range(9)))[0], expected[0])
+            copy = pickle.loads(pickle.dumps(wide))
+            np.testing.assert_array_equal(copy.generate_one(MASKS[1], CONTEXTS[1], 1), expected[1])
+            assert copy.runtime.depth == 3
+            copy.close()
+
+    def test_auto_is_one_for_each_thread(self) -> None:
+        with csg_edge.load(runtime="openvino", precision="fp32", streams="auto", threads=2) as wide:
+            assert wide.runtime.depth == 3
+
+    @pytest.mark.parametrize("streams", [0, -1, True, 1.5, "many"])
+    def test_what_is_no_number_of_streams(self, streams: Any) -> None:
+        with pytest.raises(InputError, match="streams"):
+            csg_edge.load(streams=streams)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +20,7 @@ from csg_edge.datasets.phantom import make_phantom
 from csg_edge.errors import EngineError, InputError
 from csg_edge.generation.generator import open_engine
 from csg_edge.generation.proof import golden_failure
+from csg_edge.machine import allowed_processors, default_threads
 
 Image = NDArray[np.uint8]
 
@@ -49,7 +52,10 @@ class EngineSystem:
     ) -> None:  # fmt: skip
         """Open it and check its golden case. Raises EngineError if it makes another image than it should."""
         checked = read_bundle(bundle)
-        self.generator = open_engine(checked, find_engine(checked, target, steps), threads=threads, cache=BlobCache())
+        engine = find_engine(checked, target, steps)
+        self.generator = open_engine(checked, engine, threads=threads, cache=BlobCache())
+        streams = threads or default_threads() or allowed_processors()
+        self._open_wide = partial(open_engine, checked, engine, threads=threads, streams=streams, cache=BlobCache())
         self.library = len(masks)
         self._masks, self._contexts, self._seed = masks, contexts, seed
         if failure := golden_failure(self.generator):
@@ -68,6 +74,16 @@ class EngineSystem:
             (self._seed + index for index in indices),
         ):
             yield
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """While this lasts, images are made as offline work is: as many streams as threads."""
+        narrow = self.generator
+        with self._open_wide() as self.generator:
+            try:
+                yield
+            finally:
+                self.generator = narrow
 
     def about(self) -> dict[str, Any]:
         """The precision in force and versions, as read back from the runtime."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,11 @@ def latency(request: Mapping[str, Any], keep: Keep, stop: threading.Event) -> No
             if isinstance(system, StandIn):
                 system.spent_ms.clear()
             meter = _meter()
-            row["loadgen"] = drive(
-                system, scenario, seconds_per_image=estimate, seed=request["seed"],
-                folder=Path(request["logs"]) / scenario.name, samples=samples, leave=leave, give_up=give_up,
-            )  # fmt: skip
+            with _as_used(system, scenario):
+                row["loadgen"] = drive(
+                    system, scenario, seconds_per_image=estimate, seed=request["seed"],
+                    folder=Path(request["logs"]) / scenario.name, samples=samples, leave=leave, give_up=give_up,
+                )  # fmt: skip
             row["energy_joules"] = meter()
             if isinstance(system, StandIn):
                 row["own_ms"] = list(system.spent_ms)
@@ -113,6 +115,13 @@ def host_costs(system: EngineSystem, request: Mapping[str, Any]) -> dict[str, fl
         clocked("runtime_call", lambda: runtime.run(feeds, results))
         clocked("generate", lambda turn=turn: generator.generate_one(mask, context, turn))  # type: ignore[misc]
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _as_used(system: EngineSystem | StandIn, scenario: Scenario) -> AbstractContextManager[None]:
+    """Offline, an engine is opened with several streams."""
+    if isinstance(system, EngineSystem) and scenario.name == "offline":
+        return system.side_by_side()
+    return nullcontext()
 
 
 def profile(request: Mapping[str, Any], keep: Keep, stop: threading.Event) -> None:

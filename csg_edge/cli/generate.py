@@ -69,6 +69,9 @@ CONDITION = Condition(path_type=Path)
     type=click.Choice(["npz", "csv", "png"]),
     help="Also write OUT/fibres: the direction of fibres in each image.  [npz if no format is named]",
 )
+@click.option(
+    "--streams", default="1", show_default=True, help="Images made side by side, for throughput: a number, or auto."
+)
 @click.option("--sheet", is_flag=True, help="Also write contact_sheet.png: mask | context | image.")
 @click.option("--unproven", is_flag=True, help="Use an engine even if its golden image is wrong on this machine.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor fill the cache of compiled engines and verdicts.")
@@ -77,7 +80,7 @@ def generate(
     mask: Path, context: Path, out: Path, bundle: str, runtime: str, device: str, precision: str,
     steps: int, seed: int, count: int, select: str | None, like: Path | None, frame: str | None, vary: str | None,
     vary_count: int, colours: Path | None, fibre: str | None, write_fibres: str | None, sheet: bool, no_cache: bool,
-    unproven: bool, as_json: bool,
+    streams: str, unproven: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make an image for each mask, with the appearance of a context."""
     from csg_edge.generation import folders
@@ -88,15 +91,11 @@ def generate(
     jobs = plan(*given, count=count, seed=seed, select=select, like=like, vary=vary, vary_count=vary_count,
                         frame=frame, fibre=fibre)  # fmt: skip
     folders.check_output(out, jobs)
+    side_by_side: Any = int(streams) if streams.isdecimal() else streams  # `load` refuses any word but auto
     with load(
-        bundle,
-        runtime=runtime,
-        device=device,
-        precision=precision,
-        steps=steps,
-        cache=not no_cache,
-        proven=not unproven,
-    ) as generator:
+        bundle, runtime=runtime, device=device, precision=precision, steps=steps, streams=side_by_side,
+        cache=not no_cache, proven=not unproven,
+    ) as generator:  # fmt: skip
         record = folders.run(jobs, generator, out, sheet=sheet, colours=colours, write_fibres=write_fibres)
         choice = str(generator.choice)
     if unproven:

@@ -54,12 +54,12 @@ class Generator:
     _lock: threading.Lock
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, runtime: Runtime, *, threads: int | None = None,
+        self, bundle: Bundle, engine: Engine, runtime: Runtime, *, threads: int | None = None, streams: int = 1,
         cache: BlobCache | None = None, choice: Choice | None = None,
     ) -> None:  # fmt: skip
         self.bundle, self.engine = bundle, engine
         self.choice = choice or Choice(engine.target, "as asked for")
-        self._threads, self._cache = threads, cache
+        self._threads, self._streams, self._cache = threads, streams, cache
         self._runtime: Runtime | None = runtime
         self._begin()
 
@@ -208,7 +208,9 @@ class Generator:
             if self._closed:
                 raise EngineError("this generator is closed; call csg_edge.load again")
             if self._runtime is None:
-                self._runtime = _open_runtime(self.bundle, self.engine, threads=self._threads, cache=self._cache)
+                self._runtime = _open_runtime(
+                    self.bundle, self.engine, threads=self._threads, streams=self._streams, cache=self._cache
+                )
             return self._runtime
 
     def close(self) -> None:
@@ -230,13 +232,13 @@ class Generator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "path": self.bundle.path.resolve(), "engine": self.engine, "threads": self._threads, "cache": self._cache,
-            "choice": self.choice, "closed": self._closed,
+            "path": self.bundle.path.resolve(), "engine": self.engine, "threads": self._threads,
+            "streams": self._streams, "cache": self._cache, "choice": self.choice, "closed": self._closed,
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.bundle, self.engine, self.choice = read_bundle(state["path"]), state["engine"], state["choice"]
-        self._threads, self._cache = state["threads"], state["cache"]
+        self._threads, self._streams, self._cache = state["threads"], state["streams"], state["cache"]
         self._runtime = None
         self._begin()
         self._closed = state["closed"]
@@ -368,19 +370,21 @@ def _batches(jobs: Iterable[Job], place: Callable[[int], Place], rows: int) -> I
 
 
 def open_engine(
-    bundle: Bundle, engine: Engine, *, threads: int | None = None, cache: BlobCache | None = None
+    bundle: Bundle, engine: Engine, *, threads: int | None = None, streams: int = 1, cache: BlobCache | None = None
 ) -> Generator:
     """Open one engine of a bundle. Raises EngineError if its inputs or outputs are not what the manifest promises."""
-    runtime = _open_runtime(bundle, engine, threads=threads, cache=cache)
-    return Generator(bundle, engine, runtime, threads=threads, cache=cache)
+    runtime = _open_runtime(bundle, engine, threads=threads, streams=streams, cache=cache)
+    return Generator(bundle, engine, runtime, threads=threads, streams=streams, cache=cache)
 
 
-def _open_runtime(bundle: Bundle, engine: Engine, *, threads: int | None, cache: BlobCache | None) -> Runtime:
+def _open_runtime(
+    bundle: Bundle, engine: Engine, *, threads: int | None, streams: int, cache: BlobCache | None
+) -> Runtime:
     target = Target.parse(engine.target)
     threads = default_threads() if threads is None else threads
     runtime = runtime_class(target.runtime).open(
-        bundle.file(engine.file), device=target.device, precision=target.precision, threads=threads, cache=cache,
-        identity=identity(bundle, engine),
+        bundle.file(engine.file), device=target.device, precision=target.precision, threads=threads,
+        streams=streams, cache=cache, identity=identity(bundle, engine),
     )  # fmt: skip
     size, noise = bundle.manifest.image_size, bundle.manifest.noise_shape
     promised: dict[str, tuple[int, ...]] = {"mask": size, "context": size, "noise": noise, "image": size}

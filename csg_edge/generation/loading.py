@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from csg_edge.bundle.manifest import find_bundle, read_bundle
 from csg_edge.cache import BlobCache
@@ -11,6 +12,7 @@ from csg_edge.errors import CsgEdgeError, EngineError, InputError, RuntimeUnavai
 from csg_edge.generation.generator import Generator, open_engine
 from csg_edge.generation.proof import Verdict, prove, remembered
 from csg_edge.generation.selection import Candidate, Choice, candidates, rival_of, runnable
+from csg_edge.machine import allowed_processors, default_threads
 
 
 def load(
@@ -21,6 +23,7 @@ def load(
     precision: str = "auto",
     steps: int = 1,
     threads: int | None = None,
+    streams: int | Literal["auto"] = 1,
     cache: bool | str | Path = True,
     proven: bool = True,
 ) -> Generator:
@@ -28,10 +31,11 @@ def load(
 
     Among several engines that fit the options, the first in the bundle's order of preference is taken that this machine
     can run and that makes its golden image here, int8 only if it is faster here than the next in 16 or 32 bits;
-    `Generator.choice` says which and why. threads: a hint for CPUs; if not given, what affinity
-    and the container's processor quota allow.
-    cache: whether compiled engines and verdicts are kept for the next start, or the folder to keep them in. proven:
-    whether an engine must have made its golden image here before it is used; only to look into one that does not.
+    `Generator.choice` says which and why. threads: a hint for CPUs; if not given, what affinity and the container's
+    processor quota allow. streams: images made side by side, for throughput (`auto`: one a thread): `stream`, and
+    `generate` of many images, then keep all of them busy, and give the same bytes; one image alone takes longer. cache:
+    whether compiled engines and verdicts are kept for the next start, or the folder to keep them in. proven: whether an
+    engine must have made its golden image here before it is used; only to look into one that does not.
 
     Raises BundleError for a missing or damaged bundle, InputError for an option the bundle does not offer,
     RuntimeUnavailableError if nothing that fits can run here, EngineError if the runtime refuses an engine that was
@@ -39,6 +43,10 @@ def load(
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads {threads!r}: give at least 1")
+    if streams != "auto" and (isinstance(streams, bool) or not isinstance(streams, int) or streams < 1):
+        raise InputError(f"streams {streams!r}: give at least 1, or auto")
+    side_by_side = (threads or default_threads() or allowed_processors()) if streams == "auto" else streams
+    tuning: dict[str, Any] = {"threads": threads, "streams": side_by_side}
     blobs = (BlobCache() if cache else None) if isinstance(cache, bool) else BlobCache(Path(cache))
     checked = read_bundle(find_bundle(str(bundle)))
     found = candidates(checked, runtime=runtime, device=device, precision=precision, steps=steps)
@@ -53,7 +61,7 @@ def load(
         wrong = _wrong(verdict, by_name) if known else ""
         if not wrong:
             try:
-                opened = open_engine(checked, engine, threads=threads, cache=blobs)
+                opened = open_engine(checked, engine, **tuning, cache=blobs)
             except (EngineError, RuntimeUnavailableError) as error:
                 if by_name and candidate.listed:
                     raise
@@ -63,7 +71,7 @@ def load(
                 opened.choice = Choice(engine.target, "as asked for, not proven", tuple(passed_over))
                 return opened
             if not known:
-                opener = None if rival is None else partial(open_engine, checked, rival, threads=threads, cache=blobs)
+                opener = None if rival is None else partial(open_engine, checked, rival, **tuning, cache=blobs)
                 try:
                     wrong = _wrong(prove(opened, blobs, opener), by_name)
                 except CsgEdgeError:

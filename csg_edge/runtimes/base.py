@@ -123,7 +123,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     extra: ClassVar[str]  # what to pip install
-    depth: ClassVar[int] = 2  # calls under way at once that keep the device busy
+    depth: int = 2  # calls under way at once that keep the device busy
     portable: ClassVar[tuple[str, ...]] = (".onnx",)  # suffixes of files that it compiles itself
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, device: str) -> None:
@@ -163,13 +163,16 @@ class Runtime(ABC):
         device: str,
         precision: str,
         threads: int | None = None,
+        streams: int = 1,
         cache: BlobCache | None = None,
         identity: str = "",
     ) -> Self:
         """Compile an engine file.
 
-        threads: a hint, used where the device is a CPU. cache: where compiled blobs are kept, under a key made of
-        `identity` (which stands for the content of the engine), versions, device and options; no caching without both.
+        threads: a hint, used where the device is a CPU. streams: a hint, too: how many calls are to be worked on side
+        by side, each with its share of the threads, for throughput; `depth` says how many to start. cache: where
+        compiled blobs are kept, under a key made of `identity` (which stands for the content of the engine), versions,
+        device and options; no caching without both.
         Raises RuntimeUnavailableError or EngineError.
         """
 

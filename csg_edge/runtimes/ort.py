@@ -54,7 +54,7 @@ class OnnxRuntime(Runtime):
 
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "csg-edge[onnxruntime]"
-    depth: ClassVar[int] = 1  # two sessions at once would share the same threads
+    depth = 1  # two sessions at once would share the same threads
 
     def __init__(self, session: Any, *, path: Path, device: str, precision: str) -> None:
         super().__init__(_specs(session.get_inputs()), _specs(session.get_outputs()), device=device)
@@ -97,8 +97,8 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def open(
-        cls, path: Path, *, device: str, precision: str, threads: int | None = None, cache: BlobCache | None = None,
-        identity: str = "",
+        cls, path: Path, *, device: str, precision: str, threads: int | None = None, streams: int = 1,
+        cache: BlobCache | None = None, identity: str = "",
     ) -> Self:  # fmt: skip
         if reason := cls.why_not(device, precision):
             raise RuntimeUnavailableError(reason)

@@ -27,7 +27,7 @@ class TorchRuntime(Runtime):
 
     name: ClassVar[str] = "torch"
     extra: ClassVar[str] = "csg-edge[export]"
-    depth: ClassVar[int] = 1  # two at once would share the same threads
+    depth = 1  # two at once would share the same threads
 
     def __init__(self, graph: Any, constants: dict[str, Any], *, device: str) -> None:
         inputs = tuple(_spec(item) for item in graph.input)
@@ -61,8 +61,8 @@ class TorchRuntime(Runtime):
 
     @classmethod
     def open(
-        cls, path: Path, *, device: str, precision: str, threads: int | None = None, cache: BlobCache | None = None,
-        identity: str = "",
+        cls, path: Path, *, device: str, precision: str, threads: int | None = None, streams: int = 1,
+        cache: BlobCache | None = None, identity: str = "",
     ) -> Self:  # fmt: skip
         if reason := cls.why_not(device, precision):
             raise RuntimeUnavailableError(reason)

@@ -75,8 +75,8 @@ class TensorRtRtxRuntime(Runtime):
 
     @classmethod
     def open(
-        cls, path: Path, *, device: str, precision: str, threads: int | None = None, cache: BlobCache | None = None,
-        identity: str = "",
+        cls, path: Path, *, device: str, precision: str, threads: int | None = None, streams: int = 1,
+        cache: BlobCache | None = None, identity: str = "",
     ) -> Self:  # fmt: skip
         if reason := cls.why_not(device, precision):
             raise RuntimeUnavailableError(reason)
