@@ -400,7 +400,7 @@ class TestStreams:
         with csg_edge.load(runtime="openvino", precision="fp32", streams=2) as wide:
             assert wide.runtime.depth == 3
             np.testing.assert_array_equal(wide.generate(MASKS * 3, CONTEXTS * 3, list(range(9))), expected)
-            np.testing.assert_array_equal(list(wide.stream(MASKS * 3, CONTEXTS[0], range(9)))[0], expected[0])
+            np.testing.assert_array_equal(next(wide.stream(MASKS * 3, CONTEXTS[0], range(9))), expected[0])
             copy = pickle.loads(pickle.dumps(wide))
             np.testing.assert_array_equal(copy.generate_one(MASKS[1], CONTEXTS[1], 1), expected[1])
             assert copy.runtime.depth == 3

@@ -114,3 +114,23 @@ def build(
         size = manifest.files[engine.file].size
         why = f": {engine.report['not_run']}" if "not_run" in engine.report else ""
         click.echo(f"{engine.state:<10} {engine.target}, steps {engine.steps}, {size / 1e6:.1f} MB{why}")
+
+
+@click.command("serve-repository")
+@click.argument("bundle")
+@click.option("--for", "server", required=True, type=click.Choice(["triton", "ovms"]), help="Which server it is for.")
+@out_option
+@json_option
+def serve_repository(bundle: str, server: str, out: Path, as_json: bool) -> None:
+    """Write a model repository for Triton Inference Server or OpenVINO Model Server."""
+    need("onnx", *(["tritonclient"] if server == "triton" else ["openvino"]), extra="serve")
+    from csg_edge.bundle.manifest import find_bundle, read_bundle
+    from csg_edge.export.serving import write_repository
+
+    served = write_repository(read_bundle(find_bundle(bundle)), out, server=server)
+    if as_json:
+        print_json({"out": str(out), "models": {model.name: model.engine.target for model in served}})
+        return
+    for model in served:
+        click.echo(f"{model.name}: {model.engine.target}, steps {model.engine.steps}, batch {model.batch or 'free'}")
+    click.echo(f"{len(served)} models in {out}; the client makes noise from a seed: examples/serving_client.py")

@@ -13,7 +13,7 @@ from csg_edge import __version__
 from csg_edge.cli.bench import bench
 from csg_edge.cli.calibrate import calibrate
 from csg_edge.cli.data import pack, phantom
-from csg_edge.cli.export import build, export
+from csg_edge.cli.export import build, export, serve_repository
 from csg_edge.cli.generate import generate
 from csg_edge.cli.inspect import doctor, info, verify
 from csg_edge.cli.quality import fit_evaluators, validate
@@ -76,6 +76,6 @@ def main() -> None:
 
 for command in (
     generate, info, doctor, verify, bench, train, train_autoencoder, distill, tune_int8, export, calibrate, build,
-    validate, fit_evaluators, pack, phantom,
+    serve_repository, validate, fit_evaluators, pack, phantom,
 ):  # fmt: skip
     main.add_command(command)

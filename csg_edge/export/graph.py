@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from csg_edge import __version__
 from csg_edge.conditions import fibres
 from csg_edge.errors import EngineError, InputError
+from csg_edge.export.targets import MAX_BATCH
 from csg_edge.export.weights import Tensors, share_weights, write_graphs
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Conditions
@@ -31,7 +32,6 @@ from csg_edge.training.quiet import quiet
 OPSET = 20  # ONNX Runtime 1.32 fails on quantised graphs of opset 21 and later
 MAX_IMAGE_SIZE = 512
 SIZE_MULTIPLE = 32
-MAX_BATCH = 64
 FOLDED = 2**24  # elements of a constant worked out on export
 SCOPES = "pkg.torch.onnx.name_scopes"
 

@@ -12,6 +12,8 @@ SIXTEEN_BIT = Tolerance(levels=255, share=1.0, psnr=40.0)
 EIGHT_BIT = Tolerance(levels=255, share=1.0, psnr=30.0)
 TOLERANCES = {"fp32": EXACT, "bf16": SIXTEEN_BIT, "fp16": SIXTEEN_BIT, "int8": EIGHT_BIT}
 
+MAX_BATCH = 64  # of graphs with a free batch
+
 SM = "smNN"  # stands for every compute capability; the builder knows which it has
 NVIDIA = ("tensorrt", "tensorrt-rtx")
 OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
