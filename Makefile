@@ -4,18 +4,20 @@ DEMO_ENV := .venv/demo
 DEV_ENV := .venv/dev
 BENCH_ENV := .venv/bench
 DOCS_ENV := .venv/docs
+PROVIDER_ENV := .venv/openvino-provider
 DEMO_OUT ?= demo
 BENCH_OUT ?= bench
 BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
 FUZZ_SECONDS ?= 120
 
-.PHONY: help demo test test-slow fuzz lint docs wheel bundle validate bench bench-peers clean
+.PHONY: help demo test test-slow test-openvino-provider fuzz lint docs wheel bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
+	@echo "make test-openvino-provider  the runtime contract on ONNX Runtime's OpenVINO provider, in an environment of its own"
 	@echo "make fuzz       mutated files for every reader, two minutes each (FUZZ_SECONDS)"
 	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make docs       build the documentation into site/ and check it; nothing is fetched but Python packages"
@@ -63,6 +65,17 @@ demo: $(DEMO_ENV)/.ready
 test: $(DEV_ENV)/.ready
 	@echo "== tests"
 	@$(DEV_ENV)/bin/python -m pytest -m "not slow" -n auto --dist worksteal
+
+# The package with ONNX Runtime's OpenVINO provider takes the place of onnxruntime, so it has an environment of its own.
+$(PROVIDER_ENV)/.ready: pyproject.toml
+	@echo "== setting up $(PROVIDER_ENV): ONNX Runtime with its OpenVINO provider"
+	@$(PYTHON) -m venv $(PROVIDER_ENV)
+	@$(PROVIDER_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnxruntime-openvino]' pytest
+	@touch $@
+
+test-openvino-provider: $(PROVIDER_ENV)/.ready
+	@echo "== the runtime contract on ONNX Runtime's OpenVINO provider"
+	@$(PROVIDER_ENV)/bin/python -m pytest tests/test_runtimes.py -k TestOnnxRuntimeOpenVino
 
 test-slow: $(DEV_ENV)/.ready
 	@echo "== slow tests"

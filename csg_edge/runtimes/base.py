@@ -316,6 +316,8 @@ class ThreadCall(Call):
     def _work(self, work: Any) -> None:
         try:
             work()
+            if self._cancelled:  # what runs as one piece, a whole graph in a provider, cannot be stopped within
+                self._error = CancelledError("cancelled; start it again")
         except Exception as error:
             if self._cancelled:
                 self._error = CancelledError("cancelled; start it again")

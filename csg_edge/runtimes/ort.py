@@ -32,15 +32,17 @@ class Provider:
 # providers that convert it themselves.
 PROVIDERS = {
     "CPU": Provider("CPUExecutionProvider", "csg-edge[onnxruntime]", {"fp32": {}, "int8": {}}),
-    "CUDA": Provider("CUDAExecutionProvider", "onnxruntime-gpu", {"fp32": {"use_tf32": "0"}, "fp16": {}, "int8": {}}),
+    "CUDA": Provider(
+        "CUDAExecutionProvider", "csg-edge[onnxruntime-gpu]", {"fp32": {"use_tf32": "0"}, "fp16": {}, "int8": {}}
+    ),
     "TensorRT": Provider(
         "TensorrtExecutionProvider",
-        "onnxruntime-gpu",
+        "csg-edge[onnxruntime-gpu]",
         {"fp32": {}, "fp16": {"trt_fp16_enable": "1"}, "int8": {"trt_int8_enable": "1"}},
     ),
     "OpenVINO": Provider(
         "OpenVINOExecutionProvider",
-        "onnxruntime-openvino",
+        "csg-edge[onnxruntime-openvino]",
         {"fp32": {"device_type": "CPU", "precision": "FP32"}, "fp16": {"device_type": "GPU", "precision": "FP16"}},
     ),
 }
@@ -73,7 +75,7 @@ class OnnxRuntime(Runtime):
         import onnxruntime
 
         if provider.name not in onnxruntime.get_available_providers():
-            return f"this onnxruntime has no {provider.name}; pip install {provider.package}"
+            return f"this onnxruntime has no {provider.name}; pip install '{provider.package}' in its own environment"
         return None
 
     @classmethod
