@@ -37,7 +37,8 @@ def main() -> None:
             seeds.append(generator.generate(masks, same_look, list(range(COUNT))))
             made = generator.generate(masks, np.stack(looks), [0] * COUNT)
             contexts += [np.stack(looks), made]
-        write(IMAGES / "fibre_directions.jpg", directions(generator), scale=1.0)
+        if generator.bundle.manifest.fibre_shape is not None:  # a bundle of format 2 takes no field
+            write(IMAGES / "fibre_directions.jpg", directions(generator), scale=1.0)
     write(IMAGES / "seeds.jpg", seeds)
     write(IMAGES / "contexts.jpg", contexts)
 

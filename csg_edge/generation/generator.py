@@ -7,9 +7,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,29 +18,13 @@ from csg_edge.cache import BlobCache
 from csg_edge.conditions.arrays import check_context, check_mask, resize_image, resize_mask
 from csg_edge.conditions.fibres import Field, check_field
 from csg_edge.errors import EngineError, InputError
+from csg_edge.generation.inference import Batch, Job, Place, Slot, batches
 from csg_edge.generation.selection import Choice, identity
 from csg_edge.machine import default_threads
-from csg_edge.noise import check_seed, noise_for
+from csg_edge.noise import check_seed
 from csg_edge.runtimes import Runtime, runtime_class
-from csg_edge.runtimes.base import Handle, Results
 
 Image = NDArray[np.uint8]
-
-
-class Job(NamedTuple):
-    """What one image is made of: mask and context at the bundle's image size, seed, what is given of a fibre field."""
-
-    mask: Image
-    context: Image
-    seed: int
-    field: Field | None = None  # None: the graph draws all of it, or takes none
-
-
-class Place(NamedTuple):
-    """Where an image is put, and the fibre field that was used for it; None: it is not asked for."""
-
-    image: Image
-    field: Field | None = None
 
 
 class Generator:
@@ -246,7 +229,7 @@ class Generator:
     def _begin(self) -> None:
         self._closed = False
         self._lock = threading.Lock()
-        self._slots: list[_Slot] = []  # idle ones
+        self._slots: list[Slot] = []  # idle ones
         _GENERATORS.add(self)
 
     def _after_fork(self) -> None:
@@ -270,9 +253,9 @@ class Generator:
     def _images(self, jobs: Iterable[Job], place: Callable[[int], Place]) -> Iterator[Place]:
         """Make images in order, each in the place for its index; the next while one is made."""
         runtime = self.runtime
-        waiting: deque[_Batch] = deque()
+        waiting: deque[Batch] = deque()
         try:
-            for batch in _batches(jobs, place, self._rows(runtime)):
+            for batch in batches(jobs, place, self._rows(runtime)):
                 slot = self._slot(runtime)
                 slot.fill(batch.jobs)
                 done = waiting.popleft().finish() if len(waiting) >= runtime.depth else []
@@ -292,81 +275,16 @@ class Generator:
         """
         return runtime.inputs[0].shape[0] or 1
 
-    def _slot(self, runtime: Runtime) -> _Slot:
+    def _slot(self, runtime: Runtime) -> Slot:
         with self._lock:
             if self._slots:
                 return self._slots.pop()
-        return _Slot(*runtime.allocate(self._rows(runtime)))
+        return Slot(*runtime.allocate(self._rows(runtime)))
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: Slot) -> None:
         with self._lock:
             if not self._closed:
                 self._slots.append(slot)
-
-
-@dataclass
-class _Slot:
-    """Input and output arrays of one inference, used again and again."""
-
-    feeds: Results
-    results: Results
-    _direct: bool = False
-
-    def fill(self, jobs: list[Job]) -> None:
-        for row, job in enumerate(jobs):
-            self.feeds["mask"][row] = job.mask
-            self.feeds["context"][row] = job.context
-            noise_for(job.seed, self.feeds["noise"].shape[1:], out=self.feeds["noise"][row])
-            if "fibre" in self.feeds:
-                self.feeds["fibre"][row] = 0.0 if job.field is None else job.field
-
-    def results_into(self, image: Image) -> Results:
-        """Where the runtime is to write: one image straight to where it belongs, of several some may only fill up."""
-        self._direct = len(self.feeds["mask"]) == 1 and image.flags.c_contiguous
-        return {**self.results, "image": image[None]} if self._direct else self.results
-
-    def empty(self, places: Sequence[Place]) -> None:
-        """Bring what was made to its places."""
-        for row, place in enumerate(places):
-            if not self._direct:
-                place.image[...] = self.results["image"][row]
-            if place.field is not None:
-                place.field[...] = self.results["fibre_used"][row]
-
-
-class _Batch:
-    """The images of one inference, from their jobs to their pixels."""
-
-    def __init__(self, jobs: list[Job], places: list[Place]) -> None:
-        self.jobs, self._places = jobs, places
-        self._handle: Handle | None = None
-
-    def start(self, runtime: Runtime, slot: _Slot, give_back: Callable[[_Slot], None]) -> None:
-        self._slot, self._give_back = slot, give_back
-        self._handle = runtime.start(slot.feeds, slot.results_into(self._places[0].image))
-
-    def finish(self) -> list[Place]:
-        assert self._handle is not None
-        self._handle.wait()
-        self._slot.empty(self._places)
-        self._give_back(self._slot)
-        return self._places
-
-    def drop(self) -> None:
-        self._handle = None  # cancels, and waits until the memory is free
-
-
-def _batches(jobs: Iterable[Job], place: Callable[[int], Place], rows: int) -> Iterator[_Batch]:
-    gathered: list[Job] = []
-    count = 0
-    for job in jobs:
-        gathered.append(job)
-        if len(gathered) == rows:
-            yield _Batch(gathered, [place(count + row) for row in range(rows)])
-            count += rows
-            gathered = []
-    if gathered:
-        yield _Batch(gathered, [place(count + row) for row in range(len(gathered))])
 
 
 def open_engine(
