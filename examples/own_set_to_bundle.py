@@ -40,7 +40,7 @@ def main() -> None:
     if not packed.exists():
         csg_edge("pack", "--data", arguments.data, "--size", arguments.size, "--out", packed)
     csg_edge("train", "--data", packed, "--schema", "own", "--image-size", arguments.size, "--out", out / "teacher",
-             *training)  # fmt: skip
+             "--prior-iterations", min(1500, arguments.iterations), *training)  # fmt: skip
     csg_edge("distill", out / "teacher" / "teacher", "--data", packed, "--out", out / "student", "--guidance", 1.5,
              "--steps", 1, "--trajectories", arguments.trajectories, *training)  # fmt: skip
     if not (out / "bundle").exists():

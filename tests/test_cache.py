@@ -116,7 +116,7 @@ def test_every_part_of_a_key_counts() -> None:
 class TestOpenVinoBlobs:
     def image(self, cache: Any, **options: Any) -> Any:
         options = {"runtime": "openvino", "precision": "fp32", **options}
-        with csg_edge.load(cache=cache, **options) as generator:
+        with csg_edge.load(cache=cache, proven=False, **options) as generator:  # no verdict beside the blob
             return generator.generate_one(MASK, MASK, 0)
 
     def test_off_on_request(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import REAL_DATA
 from numpy.typing import NDArray
 
 from csg_edge.conditions import fibres
@@ -84,10 +83,9 @@ class TestFieldOfImage:
         with pytest.raises(InputError, match="64 x 64"):
             field_of_image(np.zeros((32, 256), np.uint8))
 
-    @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs ../shared/data, the real ultrasound sets")
-    def test_agrees_with_the_fascicles_that_experts_drew(self) -> None:
+    def test_agrees_with_the_fascicles_that_experts_drew(self, real_data: Path) -> None:
         """DL_Track: against each drawn fascicle, the median over images is to be within 6 degrees."""
-        folder = REAL_DATA / "dltrack_aponeurosis"
+        folder = real_data / "dltrack_aponeurosis"
         errors = []
         for path in sorted((folder / "masks_fascicle").glob("*.png")):
             field = field_of_image(

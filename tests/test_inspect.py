@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,12 @@ def test_macs_are_those_counted_by_hand(stages: dict) -> None:
     assert stages["decode"]["macs"] == 16 * 16 * PIXELS[0]
 
 
-def test_parameters_are_those_of_the_network_without_its_time_network(stages: dict) -> None:
-    parts = dict(CsgUNet(kernel_friendly(MSK_NETWORK)).named_children())
+def test_parameters_are_those_of_the_network_without_its_time_network(stages: dict, shipped: Path) -> None:
+    shape = replace(MSK_NETWORK, fibres=read_bundle(shipped).manifest.fibre_shape is not None)
+    parts = dict(CsgUNet(kernel_friendly(shape)).named_children())
     sizes = {name: sum(item.numel() for item in part.parameters()) for name, part in parts.items()}
     given = 9 * (32 + 16 + 2) * 64 + 64  # what the stem does with mask, depth profile and coordinates
-    outside = sizes["time"] + sizes["style"] + sizes["mask_stem"] + given
+    outside = sizes["time"] + sizes["style"] + sizes["mask_stem"] + sizes.get("fibres", 0) + given
     # Beside the network's own: the time embedding of the step and a few scalars.
     assert stages["step_1"]["parameters"] == pytest.approx(sum(sizes.values()) - outside, abs=1000)
     by_class = sum(blocks * CLASSES * 2 * width for width, blocks in zip(WIDTHS, BLOCKS, strict=True))

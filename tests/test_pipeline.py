@@ -28,6 +28,7 @@ name = "tiny"
 [phantom]
 count = 12
 [train]
+prior_iterations = 2
 iterations = 2
 batch = 2
 [trajectories]

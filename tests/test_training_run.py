@@ -31,6 +31,7 @@ RUN = """
 data = ["{data}"]
 image_size = 64
 sheet_every = 2
+prior_iterations = 2
 [network]
 widths = [32, 32]
 blocks = [1, 1]
@@ -67,7 +68,8 @@ class TestRunFile:
     def test_file_and_options_become_one_run(self, run_file: Path, phantom_set: Path) -> None:
         run = read_run(run_file, {"batch": 3, "seed": None, "shares": (("a", 0.5),)}, precision="bf16")
         assert run.teacher.data == (phantom_set,)
-        assert run.teacher.network == NetworkConfig(classes=10, widths=(32, 32), blocks=(1, 1), embedding=32, heads=2)
+        shape = NetworkConfig(classes=10, widths=(32, 32), blocks=(1, 1), embedding=32, heads=2, fibres=True)
+        assert run.teacher.network == shape
         assert (run.loop.iterations, run.loop.batch, run.loop.precision) == (4, 3, "fp32")
         assert run.teacher.shares == (("a", 0.5),)
 

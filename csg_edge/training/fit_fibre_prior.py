@@ -59,6 +59,7 @@ def fit_fibre_prior(
     if not _fit_flow(prior, context, source, loop, out=out / "flow", device=device):
         return False
     flow = copy.deepcopy(prior).eval().requires_grad_(False)
+    pairs = min(pairs, loop.iterations * PAIR_BATCH)  # no more than are looked at
     return _fit_step(prior, flow, context, source, loop, out=out / "one-step", device=device, pairs=pairs)
 
 
@@ -98,6 +99,9 @@ def _fit_step(
 ) -> bool:
     loop = replace(loop, batch=PAIR_BATCH)
     state = start_or_resume(prior, loop, out)
+    if state.iteration >= loop.iterations:  # finished earlier: no pairs are needed
+        prior.load_state_dict(state.ema)
+        return True
     noise, ends, classes, rows = _pairs(flow, context, source, loop.seed, device, pairs)
 
     def loss(iteration: int) -> Tensor:
