@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -246,7 +245,7 @@ def _record(jobs: Sequence[Job], generator: Generator) -> dict[str, Any]:
     return {
         "bundle": generator.bundle.manifest.name,
         "target": generator.engine.target,
-        "choice": asdict(generator.choice),
+        "choice": generator.choice.to_json(),
         "effective_precision": generator.runtime.effective_precision,
         "steps": generator.engine.steps,
         "images": [job.row() for job in jobs],

@@ -78,7 +78,8 @@ def load(
                     opened.close()
                     raise
             if not wrong:
-                opened.choice = Choice(engine.target, _reason(candidate, by_name, known), tuple(passed_over))
+                when = "before" if known else "just now"
+                opened.choice = Choice(engine.target, _reason(candidate, by_name), tuple(passed_over), when)
                 return opened
             opened.close()
         if by_name and candidate.listed:
@@ -94,8 +95,7 @@ def _wrong(verdict: Verdict | None, by_name: bool) -> str:
     return verdict.failure or ("" if by_name else verdict.slower or "")
 
 
-def _reason(candidate: Candidate, by_name: bool, known: bool) -> str:
-    first = "the first in the bundle's order that runs here" if candidate.listed else "the portable graph"
-    if by_name and candidate.listed:
-        first = "as asked for"
-    return f"{first}, golden case passed {'before' if known else 'just now'}"
+def _reason(candidate: Candidate, by_name: bool) -> str:
+    if not candidate.listed:
+        return "the portable graph"
+    return "as asked for" if by_name else "the first in the bundle's order that runs here"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from csg_edge.bundle.manifest import PRECISIONS, Bundle, Engine, Target
 from csg_edge.cache import key_of
@@ -18,14 +19,23 @@ from csg_edge.runtimes import RUNTIMES, runtime_class
 
 @dataclass(frozen=True)
 class Choice:
-    """What was taken and why; `passed_over` says for each engine tried before why not that one."""
+    """What was taken and why; `passed_over` says for each engine tried before why not that one.
+
+    proven: when its golden case passed here, `just now` or `before`; empty if it was not asked for.
+    """
 
     target: str
     reason: str
     passed_over: tuple[str, ...] = ()
+    proven: str = ""
 
     def __str__(self) -> str:
-        return "; ".join([f"{self.target}: {self.reason}", *(f"not {text}" for text in self.passed_over)])
+        proof = f", golden case passed {self.proven}" if self.proven else ""
+        return "; ".join([f"{self.target}: {self.reason}{proof}", *(f"not {text}" for text in self.passed_over)])
+
+    def to_json(self) -> dict[str, Any]:
+        """As records have it: without what differs from one run of the same job to the next."""
+        return {"target": self.target, "reason": self.reason, "passed_over": list(self.passed_over)}
 
 
 @dataclass(frozen=True)
