@@ -38,7 +38,7 @@ from csg_edge.training.model import CsgModel
 from csg_edge.training.model_files import read_json
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler
 from csg_edge.training.student import kernel_friendly, start_student
-from csg_edge.training.trajectories import Trajectories
+from csg_edge.training.trajectories import Trajectories, Trajectory
 
 KEPT_BACK = 128
 FIGURES = ("kid", "c2st", "dice", "spectrum_gap", "style_error", "diversity")
@@ -142,7 +142,7 @@ def run(
 @torch.no_grad()
 def against_teacher(student: CsgModel, back: list[tuple[Tensor, ...]], steps: int, precision: str) -> dict[str, float]:
     """Root mean square distance to the teacher's clean latents, and power in the lowest and the highest bands."""
-    noise, clean, mask, context = (torch.stack(column) for column in zip(*back, strict=True))
+    noise, clean, mask, context, _ = Trajectory.stack(back)
     made = []
     for part in range(0, len(noise), 16):
         rows = slice(part, part + 16)

@@ -290,7 +290,7 @@ class TestGenerator:
         masks, contexts = [one.mask for one in SCENES], [one.image for one in SCENES]
         images, fields = generator.generate(masks, contexts, [1, 2, 3], return_fibres=True)
         assert fields.shape == (3, *SHAPE) and fields.dtype == np.float32
-        again = generator.generate(masks, contexts, [1, 2, 3], fibres=list(fields))
+        again = generator.generate(masks, contexts, [1, 2, 3], fibres=fields)
         assert np.abs(images.astype(int) - again).max() <= 1
         np.testing.assert_array_equal(generator.generate(masks, contexts, [1, 2, 3]), images)
 
@@ -311,7 +311,8 @@ class TestGenerator:
         streamed = list(generator.stream_with_fibres(masks, contexts, iter([1, 2, 3]), field))
         np.testing.assert_array_equal([image for image, _ in streamed], images)
         np.testing.assert_array_equal([used for _, used in streamed], fields)
-        np.testing.assert_array_equal(list(generator.stream(masks, contexts, [1, 2, 3], [field] * 3)), images)
+        for given in ([field] * 3, np.stack([field] * 3)):
+            np.testing.assert_array_equal(list(generator.stream(masks, contexts, [1, 2, 3], given)), images)
 
     @pytest.mark.parametrize("field", [np.zeros(SHAPE), np.full(SHAPE, np.float32("nan")), np.zeros((2, 16, 16), "f")])
     def test_a_bad_field_is_refused_before_anything_is_made(self, generator: Generator, field: np.ndarray) -> None:

@@ -86,7 +86,8 @@ class Generator:
         if out is not None and (out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable):
             raise InputError(f"out: {out.dtype} {out.shape}; give a writeable uint8 array {shape}")
         used = self._room_for_fields(len(masks)) if return_fibres else None
-        given = [self.prepare_field(field, name=f"fibres[{i}]") for i, field in enumerate(fibres or [None])]
+        asked = [None] if fibres is None else fibres
+        given = [self.prepare_field(field, name=f"fibres[{i}]") for i, field in enumerate(asked)]
         prepared = [self.prepare_context(context, name=f"contexts[{i}]") for i, context in enumerate(contexts)]
         jobs = [
             Job(
@@ -143,7 +144,7 @@ class Generator:
     ) -> Iterator[Job]:  # fmt: skip
         shared = self.prepare_context(contexts, name="context") if isinstance(contexts, np.ndarray) else None
         each = None if shared is not None else iter(contexts)
-        one = fibres is None or isinstance(fibres, np.ndarray)
+        one = fibres is None or (isinstance(fibres, np.ndarray) and fibres.ndim == 3)
         field = self.prepare_field(fibres, name="fibres") if one else None  # type: ignore[arg-type]
         fields = None if one else iter(fibres)  # type: ignore[arg-type]
         seeds = iter(seeds)
