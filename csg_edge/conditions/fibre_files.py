@@ -108,6 +108,8 @@ def _from_npz(data: bytes, path: Path) -> NDArray[np.float32]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             field = archive["fibre"]
+        if not isinstance(field, np.ndarray):  # a file of the archive that is none of NumPy's
+            raise ValueError("not written by NumPy")
     except (
         OSError,
         ValueError,

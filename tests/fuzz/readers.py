@@ -17,6 +17,8 @@ from PIL import Image
 
 from csg_edge.bundle.manifest import find_bundle, read_manifest
 from csg_edge.conditions.colours import read_colours
+from csg_edge.conditions.fibre_files import read_field, write_field
+from csg_edge.conditions.fibres import Wish, field_of_mask
 from csg_edge.conditions.files import read_context, read_mask
 from csg_edge.conditions.frames import frame_count
 from csg_edge.datasets.labelled_set import read_set, splits_of
@@ -182,6 +184,14 @@ ENTRY = {
 }  # fmt: skip
 
 
+def field_file(kind: str) -> bytes:
+    """A fibre field with one class given."""
+    with tempfile.TemporaryDirectory() as folder:
+        field = field_of_mask(MASK, MSK_SCHEMA, [Wish("muscle", 18, 18)], seed=0)
+        (path,) = write_field(Path(folder), "one", field, kind=kind)
+        return path.read_bytes()
+
+
 def readers() -> dict[str, Reader]:
     """Every reader by name."""
     bundle = find_bundle("msk-256") / "manifest.json"
@@ -209,4 +219,6 @@ def readers() -> dict[str, Reader]:
         "registration": Reader(".json", [SHIPPED.read_bytes()], read_registration),
         "report": Reader(".json", [report()], Record.read),
         "answers": Reader(".csv", answers, read_answers),
+        "fibre.npz": Reader(".npz", [field_file("npz")], read_field),
+        "fibre.csv": Reader(".csv", [field_file("csv")], read_field),
     }  # fmt: skip
