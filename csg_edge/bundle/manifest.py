@@ -38,6 +38,9 @@ STATES = ("verified", "unverified")
 
 T = TypeVar("T")
 
+Ports = dict[str, tuple[str, tuple[int, ...]]]
+"""Name -> dtype and shape without the batch."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -161,6 +164,19 @@ class Manifest:
     @property
     def schema(self) -> LabelSchema:
         return LabelSchema(self.labels)
+
+    @property
+    def inputs(self) -> Ports:
+        """What every graph and engine takes."""
+        image = ("uint8", self.image_size)
+        ports: Ports = {"mask": image, "context": image, "noise": ("float32", self.noise_shape)}
+        return ports if self.fibre_shape is None else {**ports, "fibre": ("float32", self.fibre_shape)}
+
+    @property
+    def outputs(self) -> Ports:
+        """What every graph and engine gives."""
+        ports: Ports = {"image": ("uint8", self.image_size)}
+        return ports if self.fibre_shape is None else {**ports, "fibre_used": ("float32", self.fibre_shape)}
 
     @property
     def steps(self) -> tuple[int, ...]:

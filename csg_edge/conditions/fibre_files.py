@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from csg_edge.conditions.fibres import GIVEN, SHAPE, SIDE, Field, check_field, directions
 from csg_edge.conditions.files import read_context, write_png
 from csg_edge.errors import InputError
+from csg_edge.storage import write_whole, written_whole
 
 FORMATS = ("npz", "csv", "png")
 COLUMNS = ("row", "column", "direction_deg", "coherence", "given")
@@ -78,7 +79,10 @@ def read_field(path: Path) -> Field:
 
 
 def write_field(folder: Path, name: str, field: Field, *, kind: str = "npz") -> list[Path]:
-    """Write a field (3, 16, 16) into a folder in one of FORMATS; returns the files, one or two."""
+    """Write a field (3, 16, 16) into a folder in one of FORMATS, whole or not at all; returns the files, one or two.
+
+    Raises InputError for another format, or where it cannot be written.
+    """
     angle, coherence = directions(field)
     if kind == "npz":
         buffer = io.BytesIO()
@@ -93,14 +97,17 @@ def write_field(folder: Path, name: str, field: Field, *, kind: str = "npz") -> 
     elif kind == "png":
         degrees = (np.rint(angle) + 90).astype(np.int64) % 180
         levels = np.where(field[GIVEN] > 0.5, degrees, NOT_GIVEN).astype(np.uint8)
-        write_png(folder / f"{name}{DIRECTION}", levels)
-        write_png(folder / f"{name}{COHERENCE}", np.rint(255 * np.minimum(coherence, 1)).astype(np.uint8))
-        return [folder / f"{name}{DIRECTION}", folder / f"{name}{COHERENCE}"]
+        pair = levels, np.rint(255 * np.minimum(coherence, 1)).astype(np.uint8)
+        paths = [folder / file for file in both_names(name, kind)]
+        for path, image in zip(paths, pair, strict=True):
+            with written_whole(path) as aside:
+                write_png(aside, image)
+        return paths
     else:
         raise InputError(f"fibre field format {kind!r}: choose {', '.join(FORMATS)}")
     try:
         for file, data in files.items():
-            (folder / file).write_bytes(data)
+            write_whole(folder / file, data)
     except OSError as error:
         raise InputError(f"{folder}: cannot write ({error.strerror}); choose a writable folder") from None
     return [folder / file for file in files]

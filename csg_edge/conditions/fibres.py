@@ -101,11 +101,6 @@ def directions(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.degrees(np.arctan2(sine, cosine)) / 2, np.hypot(cosine, sine)
 
 
-def mirrored(field: Field) -> Field:
-    """The field of the image seen in a mirror, left for right."""
-    return np.ascontiguousarray(field[:, :, ::-1] * np.array([1, -1, 1], np.float32)[:, None, None])
-
-
 def nothing_given() -> Field:
     """The field of which the graph draws everything."""
     return np.zeros(SHAPE, np.float32)

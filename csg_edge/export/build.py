@@ -195,11 +195,8 @@ def build_tensorrt(
 
 
 def _promised_ports(manifest: Manifest, *, batch: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    image: tuple[str, tuple[int, ...]] = ("uint8", (batch, *manifest.image_size))
-    ports = {"mask": image, "context": image, "noise": ("float32", (batch, *manifest.noise_shape)), "image": image}
-    if shape := manifest.fibre_shape:
-        ports |= dict.fromkeys(("fibre", "fibre_used"), ("float32", (batch, *shape)))
-    return ports
+    ports = {**manifest.inputs, **manifest.outputs}
+    return {name: (kind, (batch, *shape)) for name, (kind, shape) in ports.items()}
 
 
 def _engine(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from csg_edge.bundle.manifest import Bundle, Engine, Target
+from csg_edge.bundle.manifest import Bundle, Engine, Ports, Target
 from csg_edge.errors import BundleError, InputError
 from csg_edge.export.targets import MAX_BATCH
 from csg_edge.export.weights import WEIGHTS_NAME
@@ -30,9 +30,6 @@ CONFIG, VERSION = "config.pbtxt", "1"
 OVMS_CONFIG = "config.json"
 OVMS_KEYS = frozenset({"name", "base_path", "target_device", "nireq", "plugin_config"})  # of those it documents, ours
 TRITON_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
-
-Ports = dict[str, tuple[str, tuple[int, ...]]]
-"""Name -> dtype and shape without the batch."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +92,9 @@ def models_of(bundle: Bundle, server: str) -> list[Served]:
     return list(found.values())
 
 
-def ports_of(bundle: Bundle) -> tuple[Ports, Ports]:
-    """Inputs and outputs of every model of a bundle."""
-    manifest = bundle.manifest
-    image = ("uint8", manifest.image_size)
-    inputs: Ports = {"mask": image, "context": image, "noise": ("float32", manifest.noise_shape)}
-    outputs: Ports = {"image": image}
-    if manifest.fibre_shape is not None:
-        inputs["fibre"] = outputs["fibre_used"] = ("float32", manifest.fibre_shape)
-    return inputs, outputs
-
-
 def triton_config(bundle: Bundle, model: Served) -> str:
     """`config.pbtxt` of a model: a free batch is Triton's own dimension, a fixed one stands in the shapes."""
-    inputs, outputs = ports_of(bundle)
+    inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
     fixed = () if model.batch is None else (model.batch,)
 
     def port(name: str, kind: str, shape: tuple[int, ...]) -> str:
@@ -192,7 +178,7 @@ def _check_ovms(folder: Path, config: Mapping[str, Any], bundle: Bundle) -> list
     ]
     if len(files) != 1:
         return [f"{name}: {config['base_path']}/{VERSION} holds {len(files)} models instead of one"]
-    inputs, outputs = ports_of(bundle)
+    inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
     return _differences(name, {**inputs, **outputs}, _ports_of_file(files[0], bundle))
 
 
@@ -208,8 +194,7 @@ def _differences(name: str, found: Ports, there: Ports) -> list[str]:
 def _ports_of_file(file: Path, bundle: Bundle) -> Ports:
     """Ports of a model file, without the batch."""
     if file.suffix == ".plan":
-        inputs, outputs = ports_of(bundle)
-        return {**inputs, **outputs}
+        return {**bundle.manifest.inputs, **bundle.manifest.outputs}
     if file.suffix == ".xml":
         import openvino
 

@@ -18,7 +18,7 @@ from csg_edge.cache import BlobCache
 from csg_edge.conditions.arrays import check_context, check_mask, resize_image, resize_mask
 from csg_edge.conditions.fibres import Field, check_field
 from csg_edge.errors import EngineError, InputError
-from csg_edge.generation.inference import Batch, Job, Place, Slot, batches
+from csg_edge.generation.inference import Batch, Place, Request, Slot, batches
 from csg_edge.generation.selection import Choice, identity
 from csg_edge.machine import default_threads
 from csg_edge.noise import check_seed
@@ -85,12 +85,12 @@ class Generator:
         shape = (len(masks), *self.bundle.manifest.image_size)
         if out is not None and (out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable):
             raise InputError(f"out: {out.dtype} {out.shape}; give a writeable uint8 array {shape}")
-        used = self._room_for_fields(len(masks)) if return_fibres else None
+        used: Field | None = np.empty((len(masks), *self._fibre_shape()), np.float32) if return_fibres else None
         asked = [None] if fibres is None else fibres
         given = [self.prepare_field(field, name=f"fibres[{i}]") for i, field in enumerate(asked)]
         prepared = [self.prepare_context(context, name=f"contexts[{i}]") for i, context in enumerate(contexts)]
         jobs = [
-            Job(
+            Request(
                 self.prepare_mask(mask, name=f"masks[{i}]"),
                 prepared[i % len(prepared)],
                 check_seed(seeds[i]),
@@ -133,15 +133,15 @@ class Generator:
     ) -> Iterator[tuple[Image, Field]]:  # fmt: skip
         """As `stream`, each image with the fibre field (3, 16, 16) float32 that was used for it."""
         size, jobs = self.bundle.manifest.image_size, self._jobs(masks, contexts, seeds, fibres)
-        self._room_for_fields(0)
-        for place in self._images(jobs, lambda index: Place(np.empty(size, np.uint8), self._room_for_fields(1)[0])):
+        shape = self._fibre_shape()
+        for place in self._images(jobs, lambda index: Place(np.empty(size, np.uint8), np.empty(shape, np.float32))):
             assert place.field is not None
             yield place.image, place.field
 
     def _jobs(
         self, masks: Iterable[Image], contexts: Image | Iterable[Image], seeds: Iterable[int],
         fibres: Field | Iterable[Field | None] | None,
-    ) -> Iterator[Job]:  # fmt: skip
+    ) -> Iterator[Request]:  # fmt: skip
         shared = self.prepare_context(contexts, name="context") if isinstance(contexts, np.ndarray) else None
         each = None if shared is not None else iter(contexts)
         one = fibres is None or (isinstance(fibres, np.ndarray) and fibres.ndim == 3)
@@ -158,21 +158,22 @@ class Generator:
             except StopIteration:
                 raise InputError(f"masks[{index}] has no context, seed or field; give one for each mask") from None
             assert look is not None
-            yield Job(ready, look, seed, field)
+            yield Request(ready, look, seed, field)
 
     def prepare_field(self, field: Field | None, *, name: str) -> Field | None:
         """Check what is given of a fibre field. Raises InputError where the bundle takes none."""
         if field is None:
             return None
-        self._room_for_fields(0)
+        self._fibre_shape()
         return check_field(field, name=name)
 
-    def _room_for_fields(self, count: int) -> Field:
+    def _fibre_shape(self) -> tuple[int, int, int]:
+        """Of the bundle's fibre fields. Raises InputError where it takes none."""
         shape = self.bundle.manifest.fibre_shape
         if shape is None:
             raise InputError(f"{self.bundle.manifest.name}: this bundle takes no fibre field; leave it out, or export "
                              "the bundle of a student that does")  # fmt: skip
-        return np.empty((count, *shape), np.float32)
+        return shape
 
     def prepare_mask(self, mask: Image, *, name: str) -> Image:
         """Check a mask and stretch it to the bundle's image size: the labels of the generated image."""
@@ -242,7 +243,7 @@ class Generator:
         _ABANDONED.extend(self._slots)
         self._slots = []
 
-    def _make_one(self, job: Job, place: Place) -> None:
+    def _make_one(self, job: Request, place: Place) -> None:
         """One image, on the calling thread: nothing to overlap, so nothing to hand over."""
         runtime = self.runtime
         slot = self._slot(runtime)
@@ -251,7 +252,7 @@ class Generator:
         slot.empty([place])
         self._give_back(slot)
 
-    def _images(self, jobs: Iterable[Job], place: Callable[[int], Place]) -> Iterator[Place]:
+    def _images(self, jobs: Iterable[Request], place: Callable[[int], Place]) -> Iterator[Place]:
         """Make images in order, each in the place for its index; the next while one is made."""
         runtime = self.runtime
         waiting: deque[Batch] = deque()
@@ -305,10 +306,8 @@ def _open_runtime(
         bundle.file(engine.file), device=target.device, precision=target.precision, threads=threads,
         streams=streams, cache=cache, identity=identity(bundle, engine),
     )  # fmt: skip
-    size, noise = bundle.manifest.image_size, bundle.manifest.noise_shape
-    promised: dict[str, tuple[int, ...]] = {"mask": size, "context": size, "noise": noise, "image": size}
-    if fibre := bundle.manifest.fibre_shape:
-        promised |= {"fibre": fibre, "fibre_used": fibre}
+    ports = {**bundle.manifest.inputs, **bundle.manifest.outputs}
+    promised = {name: shape for name, (_, shape) in ports.items()}
     found = {spec.name: spec.shape[1:] for spec in (*runtime.inputs, *runtime.outputs)}
     if found != promised:
         runtime.close()

@@ -16,7 +16,7 @@ from csg_edge.runtimes.base import Handle, Results, Runtime
 Image = NDArray[np.uint8]
 
 
-class Job(NamedTuple):
+class Request(NamedTuple):
     """What one image is made of: mask and context at the bundle's image size, seed, what is given of a fibre field."""
 
     mask: Image
@@ -40,7 +40,7 @@ class Slot:
     results: Results
     direct: bool = False  # whether the runtime writes the image where it belongs
 
-    def fill(self, jobs: list[Job]) -> None:
+    def fill(self, jobs: list[Request]) -> None:
         for row, job in enumerate(jobs):
             self.feeds["mask"][row] = job.mask
             self.feeds["context"][row] = job.context
@@ -65,7 +65,7 @@ class Slot:
 class Batch:
     """The images of one inference, from their jobs to their pixels."""
 
-    def __init__(self, jobs: list[Job], places: list[Place]) -> None:
+    def __init__(self, jobs: list[Request], places: list[Place]) -> None:
         self.jobs, self._places = jobs, places
         self._handle: Handle | None = None
 
@@ -84,9 +84,9 @@ class Batch:
         self._handle = None  # cancels, and waits until the memory is free
 
 
-def batches(jobs: Iterable[Job], place: Callable[[int], Place], rows: int) -> Iterator[Batch]:
+def batches(jobs: Iterable[Request], place: Callable[[int], Place], rows: int) -> Iterator[Batch]:
     """Jobs gathered by `rows`, each batch with its places; the last may be smaller."""
-    gathered: list[Job] = []
+    gathered: list[Request] = []
     count = 0
     for job in jobs:
         gathered.append(job)
