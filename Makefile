@@ -10,8 +10,9 @@ BENCH_OUT ?= bench
 BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
 FUZZ_SECONDS ?= 120
+EXTRAS_PYTHONS ?= python3.11 python3.13
 
-.PHONY: help demo test test-slow test-openvino-provider fuzz lint docs wheel bundle validate bench bench-peers clean
+.PHONY: help demo test test-slow test-openvino-provider fuzz lint docs wheel extras bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
@@ -22,6 +23,7 @@ help:
 	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make docs       build the documentation into site/ and check it; nothing is fetched but Python packages"
 	@echo "make wheel      build the wheel and check what is in it"
+	@echo "make extras     ask pip whether every extra resolves (EXTRAS_PYTHONS, some minutes; nothing is installed)"
 	@echo "make validate   judge the shipped bundle beside its teacher on the real sets (some ten minutes; report in validation/)"
 	@echo "make bench      latency of every engine of the shipped bundle (some four minutes each; BENCH_MODE=short: half a minute)"
 	@echo "make bench-peers  the same image by benchmark_app, ONNX Runtime, torch, diffusers (half an hour; resumes)"
@@ -102,6 +104,10 @@ wheel: $(DEV_ENV)/.ready
 	@rm -rf dist
 	@$(DEV_ENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@$(DEV_ENV)/bin/python tests/check_wheel.py dist/*.whl
+
+extras: wheel
+	@echo "== extras"
+	@$(DEV_ENV)/bin/python tests/check_extras.py dist/*.whl $(EXTRAS_PYTHONS)
 
 bundle: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python export/build.py export/msk-256.toml --data $(REAL_DATA)

@@ -482,6 +482,36 @@ class TestInfo:
         assert "all hashes match" in out
 
 
+class TestAnEngineThatMakesAWrongImage:
+    """Its file is whole and in the manifest, so only its golden image gives it away."""
+
+    @pytest.fixture
+    def planted(self, small_bundle: Path) -> Path:
+        manifest = read_manifest(small_bundle / MANIFEST_NAME)
+        weights = small_bundle / "graphs" / "weights.safetensors"
+        data = bytearray(weights.read_bytes())
+        half = len(data) // 2
+        data[half:] = bytes(len(data) - half)
+        weights.write_bytes(data)
+        write_manifest(small_bundle, manifest)
+        return small_bundle
+
+    def test_asked_for_by_name_it_is_refused(self, run: Run, phantoms: Path, planted: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        result = run(*generate(phantoms / "masks", phantoms / "contexts", out, "--bundle", planted))
+        assert result.code == 2
+        (line,) = result.err.splitlines()
+        assert "onnxruntime:CPU:fp32: fails golden case" in line and "csg-edge verify" in line and "--unproven" in line
+        assert not out.exists()
+
+    def test_with_unproven_there_is_a_warning(self, run: Run, phantoms: Path, planted: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        result = run(*generate(phantoms / "masks", phantoms / "contexts", out, "--bundle", planted, "--unproven"))
+        assert result.code == 0
+        assert "this engine was not proven; csg-edge verify" in result.err
+        assert (out / "000000.png").is_file()
+
+
 class TestDoctor:
     def test_json_says_what_runs_here(self, run: Run) -> None:
         result = run("doctor", "--json")
@@ -489,6 +519,10 @@ class TestDoctor:
         report = json.loads(result.out)
         assert report["csg_edge"] == csg_edge.__version__
         assert report["runtimes"].keys() == {"openvino", "onnxruntime", "tensorrt-rtx", "tensorrt", "torch"}
+        assert report["extras"]["openvino"] == report["extras"]["onnxruntime"] == "runs here"
+        assert "pip install 'csg-edge[onnxruntime-openvino]'" in report["extras"]["onnxruntime-openvino"]
+        assert "pip install 'csg-edge[tensorrt]'" in report["extras"]["tensorrt"]
+        assert report["conflicts"] == []
         assert report["bundle"]["auto"].keys() == {"1", "2", "4"}
         assert report["cache"]["folder"]
         assert report["bundle"]["engines"]["onnxruntime:CPU:fp32 steps 1"] == "runs here"
@@ -501,6 +535,15 @@ class TestDoctor:
         assert result.code == 0
         assert "pip install 'csg-edge[onnxruntime]'" in result.out
         assert "nowhere: no bundle there" in result.out
+
+
+    def test_two_builds_of_onnx_runtime_in_one_environment_are_told(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both = {"onnxruntime": ["onnxruntime-gpu", "onnxruntime"]}
+        monkeypatch.setattr("csg_edge.generation.doctor.packages_distributions", lambda: both)
+        (line,) = [line for line in run("doctor").out.splitlines() if line.startswith("conflict")]
+        assert "pip uninstall onnxruntime onnxruntime-gpu" in line
 
 
 class TestVerify:

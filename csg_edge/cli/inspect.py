@@ -78,6 +78,10 @@ def doctor(bundle: str, as_json: bool) -> None:
             click.echo(f"{name:<12} {runtime['version']}" + (f": {runtime['note']}" if "note" in runtime else ""))
             for device, about in runtime["devices"].items():
                 click.echo(f"  {device}: {about['name']} {' '.join(about.get('precisions', []))}".rstrip())
+    for name, state in report["extras"].items():
+        click.echo(f"extra      {name}: {state}")
+    for conflict in report["conflicts"]:
+        click.echo(f"conflict   {conflict}")
     bundle_report = report["bundle"]
     if "error" in bundle_report:
         click.echo(f"bundle     {bundle_report['error']}")

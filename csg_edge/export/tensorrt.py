@@ -116,7 +116,7 @@ def _module(runtime: str) -> Any:
     except ImportError:
         remedy = {
             "tensorrt-rtx": "pip install 'csg-edge[build]'",
-            "tensorrt": "install NVIDIA's tensorrt package, or build for tensorrt-rtx",
+            "tensorrt": "pip install 'csg-edge[tensorrt]', or build for tensorrt-rtx",
         }[runtime]
         raise RuntimeUnavailableError(f"{runtime} is not installed; {remedy}") from None
 
@@ -133,7 +133,7 @@ def _current_device() -> str:
         runtime = import_module("cuda.bindings.runtime")
     except (PackageNotFoundError, ImportError):
         raise RuntimeUnavailableError(
-            "cuda-python is not installed, so the GPU cannot be asked; pip install cuda-python"
+            "cuda-bindings is not installed, so the GPU cannot be asked; pip install 'csg-edge[tensorrt]'"
         ) from None
     kinds = runtime.cudaDeviceAttr
     major, minor = (

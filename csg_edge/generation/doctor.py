@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import packages_distributions
 from typing import Any
 
 from csg_edge import __version__
@@ -17,12 +18,22 @@ from csg_edge.runtimes import RUNTIMES, runtime_class
 
 __all__ = ["examine", "processor_name"]
 
+# Each extra that brings a runtime, by the runtime and device that it is for; a GPU's architecture is found.
+EXTRAS = {
+    "openvino": ("openvino", "CPU"),
+    "onnxruntime": ("onnxruntime", "CPU"),
+    "onnxruntime-gpu": ("onnxruntime", "CUDA"),
+    "onnxruntime-openvino": ("onnxruntime", "OpenVINO"),
+    "tensorrt-rtx": ("tensorrt-rtx", ""),
+    "tensorrt": ("tensorrt", ""),
+}
+
 
 def examine(bundle: str) -> dict[str, Any]:
     """A JSON-ready report.
 
-    Machine, cache, runtimes with versions and devices, each engine of the bundle with yes or why not, and what `auto`
-    takes.
+    Machine, cache, runtimes with versions and devices, each extra with yes or why not and what to install, packages
+    that stand in each other's way, each engine of the bundle with yes or why not, and what `auto` takes.
     """
     cache = BlobCache()
     entries, size = cache.size()
@@ -37,6 +48,8 @@ def examine(bundle: str) -> dict[str, Any]:
         "default_threads": default_threads(),
         "cache": {"folder": str(cache.folder), "entries": entries, "bytes": size},
         "runtimes": {name: _runtime(name) for name in RUNTIMES},
+        "extras": {name: _extra(*about) for name, about in EXTRAS.items()},
+        "conflicts": conflicts(),
     }
     try:
         report["bundle"] = {"name": bundle, **_engines(read_bundle(find_bundle(bundle)), cache)}
@@ -64,6 +77,26 @@ def _engines(bundle: Bundle, cache: BlobCache) -> dict[str, Any]:
             checked = "not checked yet: its golden case runs first" if verdict is None else "golden case passed"
             auto.setdefault(str(engine.steps), f"{engine.target}, {checked}")
     return {"engines": states, "verdicts": verdicts, "auto": auto}
+
+
+def conflicts() -> list[str]:
+    """What is installed twice over: builds of ONNX Runtime are packages of their own with one and the same module."""
+    builds = sorted(set(packages_distributions().get("onnxruntime", [])))
+    if len(builds) < 2:
+        return []
+    return [
+        f"{' and '.join(builds)} are builds of one module in one environment: the one installed last is imported, "
+        f"without the providers of the other; pip uninstall {' '.join(builds)}, then install the one you need"
+    ]
+
+
+def _extra(name: str, device: str) -> str:
+    kind = runtime_class(name)
+    try:
+        device = device or next(iter(kind.devices()), "sm86")  # without a GPU any will do to hear why not
+        return kind.why_not(device, "fp32") or "runs here"
+    except CsgEdgeError as error:
+        return str(error)
 
 
 def _runtime(name: str) -> dict[str, Any]:

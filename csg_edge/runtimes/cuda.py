@@ -32,7 +32,7 @@ class Cuda:
         try:
             from cuda.bindings import runtime as api
         except ImportError as error:
-            raise RuntimeUnavailableError(f"cuda-bindings: {error}; pip install 'csg-edge[tensorrt]'") from None
+            raise RuntimeUnavailableError(f"cuda-bindings: {error}; pip install 'csg-edge[tensorrt-rtx]'") from None
         return cls(api)
 
     def call(self, name: str, *arguments: Any) -> Any:

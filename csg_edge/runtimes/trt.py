@@ -30,7 +30,7 @@ class TensorRtRtxRuntime(Runtime):
     """A serialised TensorRT-RTX engine. Devices are `smMN`, the compute capability M.N that it was built for."""
 
     name: ClassVar[str] = "tensorrt-rtx"
-    extra: ClassVar[str] = "csg-edge[tensorrt]"
+    extra: ClassVar[str] = "csg-edge[tensorrt-rtx]"
     module: ClassVar[str] = "tensorrt_rtx"
     portable: ClassVar[tuple[str, ...]] = ()  # csg-edge build makes its engines
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
@@ -141,7 +141,7 @@ class TensorRtRuntime(TensorRtRtxRuntime):
     """A serialised TensorRT engine: the same interface under another name."""
 
     name: ClassVar[str] = "tensorrt"
-    extra: ClassVar[str] = "tensorrt cuda-bindings"
+    extra: ClassVar[str] = "csg-edge[tensorrt]"
     module: ClassVar[str] = "tensorrt"
 
 
