@@ -536,7 +536,6 @@ class TestDoctor:
         assert "pip install 'csg-edge[onnxruntime]'" in result.out
         assert "nowhere: no bundle there" in result.out
 
-
     def test_two_builds_of_onnx_runtime_in_one_environment_are_told(
         self, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:

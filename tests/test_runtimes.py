@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from stand_in_cuda import StandInCuda, tensorrt_of
 
+import csg_edge
 from csg_edge.bundle.golden import read_case
 from csg_edge.bundle.manifest import read_bundle
 from csg_edge.cache import BlobCache
@@ -325,6 +326,12 @@ class TestOnnxRuntimeTensorRt(RuntimeContract):
 class TestOnnxRuntimeOpenVino(RuntimeContract):
     name = "onnxruntime"
     device = "OpenVINO"
+
+    def test_every_golden_image_is_made(self, tmp_path: Path) -> None:
+        for steps in (1, 2, 4):
+            options = {"runtime": self.name, "device": self.device, "precision": "fp32", "steps": steps}
+            with csg_edge.load(cache=tmp_path, **options) as generator:
+                assert str(generator.choice).endswith("golden case passed just now")
 
 
 class TestTorch(RuntimeContract):

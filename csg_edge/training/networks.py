@@ -335,7 +335,9 @@ class CsgUNet(nn.Module):
         given = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, coordinates(like) + like], dim=1)
         # The conditions' part of the stem is the same at every step.
         weight = self.stem.weight[:, self.config.latent_channels :]
-        if self.fibres is not None and field is not None:
+        if self.fibres is not None:
+            if field is None:  # dropped, as training drops it
+                field = like.new_zeros(len(like), *fibres.SHAPE)
             given = torch.cat([given, self.fibres(field, like.shape[2])], dim=1)
             weight = torch.cat([weight, self.fibres.stem.weight], dim=1)
         stem = F.conv2d(given, weight, self.stem.bias, padding=1)

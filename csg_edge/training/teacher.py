@@ -35,7 +35,7 @@ from csg_edge.training.process import mix, training_timesteps
 
 MSK_NETWORK = NetworkConfig(classes=len(MSK_SCHEMA), deeper=2, context_tokens=True, fibres=True)
 SCHEMAS = ("msk", "own")
-PRIOR_BATCH = 32
+PRIOR_BATCH = 64
 ROWS_OF_SET = 4  # in a sheet of samples
 
 
@@ -50,7 +50,7 @@ class TeacherConfig:
     dropout: float = 0.1  # of mask and of context, each
     field_dropout: float = 0.2  # of the fibre field, where the network has one
     fibres: bool | None = None  # whether the fibre field is a condition; None: as `network` or `init` has it
-    prior_iterations: int = 1500  # of the fibre prior, after the teacher; 0 keeps that of `init`
+    prior_iterations: int = 6000  # of the fibre prior, after the teacher; 0 keeps that of `init`
     prior_rate: float = 2e-3  # its learning rate
     network: NetworkConfig | None = None  # that of `init`, or MSK_NETWORK
     autoencoder: Path | None = None  # folder of a learned autoencoder; that of `init`, or a block DCT
@@ -196,7 +196,7 @@ def _train_prior(
     model.prior = model.prior or new_prior(model.context_transform, classes=len(model.schema), seed=loop.seed)
     optimisation = LoopConfig(
         config.prior_iterations, batch=PRIOR_BATCH, learning_rate=config.prior_rate, warmup=100, decay=0.5, ema=0.995,
-        seed=loop.seed,
+        seed=loop.seed, precision=loop.precision,
     )  # fmt: skip
     return fit_fibre_prior(model.prior, model.context_transform, source, optimisation, out=out, device=device)
 
