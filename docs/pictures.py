@@ -61,7 +61,7 @@ def write(path: Path, rows: list[NDArray[np.uint8]], *, scale: float = 0.5) -> N
     strips = []
     for row in rows:
         half = [cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for image in row]
-        framed = [cv2.copyMakeBorder(image, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=255) for image in half]
+        framed = [cv2.copyMakeBorder(image, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(255,) * 3) for image in half]
         strips.append(np.concatenate(framed, axis=1))
     cv2.imwrite(str(path), np.concatenate(strips), [cv2.IMWRITE_JPEG_QUALITY, 85])
 

@@ -175,6 +175,17 @@ class TestPrior:
         for name, value in prior.state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], value, atol=0, rtol=0)
 
+    def test_a_drawn_field_is_one_step_of_the_flow(self) -> None:
+        context = tiny_model("teacher", deviation=0.1).context_transform
+        prior = new_prior(context, classes=len(MSK_SCHEMA), seed=0)
+        for parameter in prior.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        noise, classes = torch.randn(3, 2, 16, 16), torch.rand(3, len(MSK_SCHEMA), 16, 16)
+        bands = torch.randn(3, 16, SIZE // 4, SIZE // 4)
+        for start in (torch.ones(1), torch.ones(3)):  # folded into the weights, and a time for each image
+            velocity = prior(noise, start, classes, prior.rows(bands))
+            torch.testing.assert_close(prior.draw(noise, classes, bands), prior.to_field(noise - velocity), atol=1e-4, rtol=0)
+
     def test_its_noise_is_normal_whatever_the_latents(self) -> None:
         for channels, side in ((16, 64), (4, 32), (16, 16)):
             noise = coarse_noise(torch.randn(8, channels, side, side))

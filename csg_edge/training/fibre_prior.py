@@ -76,9 +76,14 @@ class Residual(nn.Module):
         self.conv_out = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, features: Tensor, time: Tensor) -> Tensor:
-        modulation, channels = self.film(time)[:, :, None, None], features.shape[1]
-        # Slices, not chunks: at one time these are constants, and only slices are folded into the graph's weights.
-        hidden = self.conv_in(F.hardswish(features)) * (1.0 + modulation[:, :channels]) + modulation[:, channels:]
+        modulation, channels = self.film(time), features.shape[1]
+        scale, shift = 1.0 + modulation[:, :channels], modulation[:, channels:]
+        hidden = F.hardswish(features)
+        if len(time) == 1:  # in a graph it is constant, and so are these weights
+            weight, bias = self.conv_in.weight * scale.view(-1, 1, 1, 1), self.conv_in.bias * scale[0] + shift[0]
+            hidden = F.conv2d(hidden, weight, bias, padding=1)
+        else:
+            hidden = self.conv_in(hidden) * scale[:, :, None, None] + shift[:, :, None, None]
         return features + self.conv_out(F.hardswish(hidden))
 
 
@@ -102,14 +107,18 @@ class FibrePrior(nn.Module):
         """
         when = timestep.view(-1, 1, 1, 1)
         variance = when.square() + (1.0 - when).square()  # of the latent, that of fields and of noise being 1
+        rest = self.rest(latent / variance.sqrt(), timestep, classes, rows)
+        return latent * ((2.0 * when - 1.0) / variance) + rest / variance.sqrt()
+
+    def rest(self, latent: Tensor, timestep: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+        """What the best linear guess leaves of the velocity, for a latent of unit variance; all as in `forward`."""
         everywhere = torch.zeros_like(latent[:, :1])
-        given = [latent / variance.sqrt(), classes, rows + everywhere, coordinates(everywhere) + everywhere]
+        given = [latent, classes, rows + everywhere, coordinates(everywhere) + everywhere]
         features = self.stem(F.pixel_unshuffle(torch.cat(given, dim=1), 2))
         time = self.embed(timestep)
         for block in self.blocks:
             features = block(features, time)
-        rest = F.pixel_shuffle(self.head(features), 2)
-        return latent * ((2.0 * when - 1.0) / variance) + rest / variance.sqrt()
+        return F.pixel_shuffle(self.head(features), 2)
 
     def embed(self, timestep: Tensor) -> Tensor:
         """(B,) timesteps -> (B, TIME_WIDTH)."""
@@ -123,8 +132,9 @@ class FibrePrior(nn.Module):
         noise: (B, 2, 16, 16), normal; classes: as in `forward`; context: block DCT (B, D, h, w), h a multiple of 16,
         of zeros for no context.
         """
-        start = torch.ones(1, device=noise.device)  # of no batch's shape: in a graph all that follows is constant
-        return self.to_field(noise - self(noise, start, classes, self.rows(context)))
+        start = torch.ones(1, device=noise.device)
+        # There the guess of the velocity is the noise itself, so a step ends at the negative of what is left.
+        return self.to_field(-self.rest(noise, start, classes, self.rows(context)))
 
     def to_field(self, clean: Tensor) -> Tensor:
         """Clean latents -> the first two channels of fields."""
