@@ -191,8 +191,7 @@ class CsgModel(nn.Module):
             index["steps"] = list(self.steps)
         scheduler = {"_class_name": "RectifiedFlow", "prediction_type": "velocity"}
         weights = {
-            name: value.detach().to("cpu", dtype).contiguous()
-            for name, value in self.network.state_dict().items()
+            name: value.detach().to("cpu", dtype).contiguous() for name, value in self.network.state_dict().items()
         }
         transforms: dict[str, Autoencoder] = {"autoencoder": self.autoencoder}
         if self.own_transform is not None:
