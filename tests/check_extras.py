@@ -1,6 +1,6 @@
 """Does pip find packages for every extra? `check_extras.py WHEEL [PYTHON ...]`; nothing is installed.
 
-A Python that is not on this machine is said to be missing; at least one must be there.
+A Python that is not on this machine is said to be missing; if all are, the one that runs this is asked.
 
 tensorrt is left out: its packages are sources that fetch NVIDIA's libraries from NVIDIA's own index while pip reads
 them, which a machine without that index cannot do.
@@ -31,18 +31,17 @@ def version_of(python: str) -> str:
 
 def main(wheel: Path, pythons: list[str]) -> None:
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
-    tried, failed = 0, 0
-    for python in pythons:
+    present = [python for python in pythons if version_of(python)]
+    for python in set(pythons) - set(present):
+        print(f"{python}: not on this machine", flush=True)
+    failed = 0
+    for python in present or [sys.executable]:
         version = version_of(python)
-        if not version:
-            print(f"{python}: not on this machine", flush=True)
-            continue
-        tried += 1
         for extra in extras:
             reason = "" if extra in LEFT_OUT else resolves(wheel, extra, python)
             failed += bool(reason)
             print(f"{version}, {extra}: {'left out' if extra in LEFT_OUT else reason or 'resolves'}", flush=True)
-    sys.exit(f"{failed} do not resolve" if failed else 0 if tried else "no Python to try")
+    sys.exit(f"{failed} do not resolve" if failed else 0)
 
 
 if __name__ == "__main__":
