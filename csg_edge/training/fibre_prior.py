@@ -134,7 +134,7 @@ class FibrePrior(nn.Module):
         """
         start = torch.ones(1, device=noise.device)
         # There the guess of the velocity is the noise itself, so a step ends at the negative of what is left.
-        return self.to_field(-self.rest(noise, start, classes, self.rows(context)))
+        return self.to_field(-1.0 * self.rest(noise, start, classes, self.rows(context)))
 
     def to_field(self, clean: Tensor) -> Tensor:
         """Clean latents -> the first two channels of fields."""

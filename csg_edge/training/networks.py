@@ -334,7 +334,7 @@ class CsgUNet(nn.Module):
         like = torch.zeros_like(mask_features[:, :1])
         # Ones that no exporter knows to be constant: a constant among what is put together keeps this convolution, the
         # largest of the conditions', in 16 bits, since quantisers leave constants alone.
-        ones = (keep >= 0).to(keep.dtype).view(-1, 1, 1, 1)
+        ones = (keep > -1).to(keep.dtype).view(-1, 1, 1, 1)
         places = coordinates(like) * ones
         given = torch.cat([mask_features, profile * keep.view(-1, 1, 1, 1) + like, places], dim=1)
         # The conditions' part of the stem is the same at every step.
