@@ -265,7 +265,7 @@ def test_a_compute_capability_that_this_builder_does_not_know(untouched: Bundle)
     ("target", "module", "remedy"),
     [
         ("tensorrt-rtx:sm86:fp16", "tensorrt_rtx", "pip install 'csg-edge\\[build\\]'"),
-        ("tensorrt:sm86:fp16", "tensorrt", "install NVIDIA's tensorrt package, or build for tensorrt-rtx"),
+        ("tensorrt:sm86:fp16", "tensorrt", "pip install 'csg-edge\\[tensorrt\\]', or build for tensorrt-rtx"),
         ("openvino:CPU:fp32", "openvino", "pip install 'csg-edge\\[build\\]'"),
     ],
 )
