@@ -37,7 +37,7 @@ with csg_edge.load(sys.argv[3], threads=threads) as generator:
     mask, context = np.full((1, *size), 3, np.uint8), np.full((1, *size), 90, np.uint8)
     for seed in range(10):
         generator.generate(mask, context, [seed])
-    print(default_threads() if threads is None else threads, flush=True)
+    print(threads or default_threads() or 0, flush=True)  # 0: as the runtime has it
     for line in sys.stdin:
         for seed in range(int(line)):
             start = time.perf_counter()

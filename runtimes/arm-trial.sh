@@ -60,7 +60,7 @@ for processor in cortex-a72 neoverse-n1 max; do
         esac
         echo -n "$processor, $engine: "
         # shellcheck disable=SC2086 - two words
-        QEMU_CPU=$processor PYTHONPATH=/opt/packages timeout 900 chroot "$root" python3 -c "$trial" $engine 2>&1 | tail -1 \
+        QEMU_CPU=$processor PYTHONPATH=/opt/packages timeout 300 chroot "$root" python3 -c "$trial" $engine 2>&1 | tail -1 \
             || echo "ended with status $?"
     done
 done

@@ -5,10 +5,10 @@ first two channels of a field, and then made to take that flow in one step, sinc
 `fit_fibre_prior`. Of the mask it sees class fractions in the cells; of the context the orientation of its rows, read
 off the two first bands of its block DCT, which are gradients.
 
-The network does not give the velocity itself, but what is left of it when the best linear guess is taken away, at unit
-variance: the guess is exact where the field is hardly disturbed, which is where its finest detail is decided (the idea
-of Karras et al., arXiv 2206.00364, for a straight flow). Without, and with time as one more channel instead of a scale
-and shift in every block, fields of nerve and vessel had three quarters of the fine detail of real ones.
+The network does not give the velocity itself, but what is left of it when the best linear guess from the latent is
+taken away, at unit variance whatever the noise (the idea of Karras et al., arXiv 2206.00364, for a straight flow).
+Without, and with time as one more channel instead of a scale and shift in every block, fields of nerve and vessel had
+three quarters of the fine detail of real ones.
 """
 
 from __future__ import annotations
