@@ -134,6 +134,7 @@ class FibrePrior(nn.Module):
         """
         start = torch.ones(1, device=noise.device)
         # There the guess of the velocity is the noise itself, so a step ends at the negative of what is left.
+        # A product, since the torch reference knows no operator for a change of sign.
         return self.to_field(-1.0 * self.rest(noise, start, classes, self.rows(context)))
 
     def to_field(self, clean: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ fields (two-sample accuracy 0.67 and 0.92 on muscle and nerve against 0.52 and 0
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from csg_edge.training.process import mix, multistep, teacher_timesteps
 FLOW_STEPS = 16
 EXAMPLES = 12_800  # fields that the flow is learned on
 PAIRS = 8192  # noise and ends that the one step is learned on
+
+Loss = Callable[[int], Tensor]  # of an iteration
 
 
 def new_prior(context: BlockDct, *, classes: int, seed: int) -> FibrePrior:
@@ -57,11 +60,19 @@ def fit_fibre_prior(
     iterations, on so many pairs. Returns False when stopped early.
     """
     prior, context = prior.to(device, memory_format=torch.channels_last), context.to(device)
-    if not _fit_flow(prior, context, source, loop, out=out / "flow", device=device, examples=examples):
+
+    def flow_loss() -> Loss:
+        return _flow_loss(prior, context, source, loop, device, _looked_at(examples, loop))
+
+    if not _train(prior, loop, flow_loss, out=out / "flow", label="fibre flow"):
         return False
     flow = copy.deepcopy(prior).eval().requires_grad_(False)
     step = replace(loop, iterations=-(-loop.iterations // 2))
-    return _fit_step(prior, flow, context, source, step, out=out / "one-step", device=device, pairs=pairs)
+
+    def step_loss() -> Loss:
+        return _step_loss(prior, flow, context, source, step, device, _looked_at(pairs, step))
+
+    return _train(prior, step, step_loss, out=out / "one-step", label="fibre one-step")
 
 
 def class_fractions(mask: Tensor, classes: int) -> Tensor:
@@ -69,21 +80,18 @@ def class_fractions(mask: Tensor, classes: int) -> Tensor:
     return F.avg_pool2d(one_hot(mask, classes), mask.shape[-1] // fibres.SIDE)
 
 
-def _fit_flow(
-    prior: FibrePrior,
-    context: BlockDct,
-    source: BatchSource,
-    loop: LoopConfig,
-    *,
-    out: Path,
-    device: torch.device,
-    examples: int,
-) -> bool:
+def _train(prior: FibrePrior, loop: LoopConfig, prepare: Callable[[], Loss], *, out: Path, label: str) -> bool:
+    """Train or resume one stage; what it learns from is prepared only if it did not end earlier."""
     state = start_or_resume(prior, loop, out)
-    if state.iteration >= loop.iterations:  # finished earlier: no examples are needed
-        prior.load_state_dict(state.ema)
-        return True
-    fields, *conditions = _examples(prior, context, source, device, _looked_at(examples, loop))
+    finished = state.iteration >= loop.iterations or fit(state, prepare(), loop, directory=out, label=label)
+    prior.load_state_dict(state.ema)
+    return finished
+
+
+def _flow_loss(
+    prior: FibrePrior, context: BlockDct, source: BatchSource, loop: LoopConfig, device: torch.device, examples: int
+) -> Loss:
+    fields, *conditions = _examples(prior, context, source, device, examples)
 
     def loss(iteration: int) -> Tensor:
         chosen = _choose(len(fields), loop, iteration).to(device)
@@ -96,27 +104,18 @@ def _fit_flow(
             velocity = prior(latent, timestep, *(item[chosen].float() for item in conditions))
         return (velocity.float() - (noise - clean)).square().mean()
 
-    finished = fit(state, loss, loop, directory=out, label="fibre flow")
-    prior.load_state_dict(state.ema)
-    return finished
+    return loss
 
 
-def _fit_step(
+def _step_loss(
     prior: FibrePrior,
     flow: FibrePrior,
     context: BlockDct,
     source: BatchSource,
     loop: LoopConfig,
-    *,
-    out: Path,
     device: torch.device,
     pairs: int,
-) -> bool:
-    state = start_or_resume(prior, loop, out)
-    if state.iteration >= loop.iterations:  # finished earlier: no pairs are needed
-        prior.load_state_dict(state.ema)
-        return True
-    pairs = _looked_at(pairs, loop)
+) -> Loss:
     noise, ends, classes, rows = _pairs(flow, context, source, loop.seed, device, pairs)
     start = torch.ones(1, device=device)
 
@@ -126,9 +125,7 @@ def _fit_step(
             velocity = prior(noise[chosen], start, classes[chosen], rows[chosen])
         return (noise[chosen] - velocity.float() - ends[chosen]).square().mean()
 
-    finished = fit(state, loss, loop, directory=out, label="fibre one-step")
-    prior.load_state_dict(state.ema)
-    return finished
+    return loss
 
 
 def _looked_at(count: int, loop: LoopConfig) -> int:

@@ -184,14 +184,15 @@ class CsgModel(nn.Module):
         side = self.image_size // self.network.config.patch
         return batch, self.network.config.latent_channels, side, side
 
-    def save(self, directory: Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write the folder, the denoiser's weights as `dtype`; aside first, then renamed."""
+    def save(self, directory: Path) -> None:
+        """Write the folder, weights in fp16; aside first, then renamed."""
         index: dict[str, Any] = {"_class_name": "CsgModel", "role": self.role, "image_size": self.image_size}
         if self.role == "student":
             index["steps"] = list(self.steps)
         scheduler = {"_class_name": "RectifiedFlow", "prediction_type": "velocity"}
         weights = {
-            name: value.detach().to("cpu", dtype).contiguous() for name, value in self.network.state_dict().items()
+            name: value.detach().to("cpu", torch.float16).contiguous()
+            for name, value in self.network.state_dict().items()
         }
         transforms: dict[str, Autoencoder] = {"autoencoder": self.autoencoder}
         if self.own_transform is not None:
