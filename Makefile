@@ -10,15 +10,19 @@ BENCH_OUT ?= bench
 BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
 FUZZ_SECONDS ?= 120
+NATIVE ?= build/native
+openvino_dir = $$($(DEV_ENV)/bin/python -c 'import pathlib, openvino; print(pathlib.Path(openvino.__file__).parent / "cmake")')
 EXTRAS_PYTHONS ?= python3.11 python3.13
 
-.PHONY: help demo test test-slow test-openvino-provider fuzz lint docs wheel extras bundle validate bench bench-peers clean
+.PHONY: help demo test test-slow test-openvino-provider native native-check fuzz lint docs wheel extras bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
 	@echo "make test-openvino-provider  the runtime contract on ONNX Runtime's OpenVINO provider, in an environment of its own"
+	@echo "make native     libcsg_edge, the C library: built, tested and packed (packages: runtimes/native/packages.txt)"
+	@echo "make native-check  its sanitizers, fuzzers, leaks, ABI and a root without Python (some ten minutes)"
 	@echo "make fuzz       mutated files for every reader, two minutes each (FUZZ_SECONDS)"
 	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make docs       build the documentation into site/ and check it; nothing is fetched but Python packages"
@@ -82,6 +86,18 @@ test-openvino-provider: $(PROVIDER_ENV)/.ready
 test-slow: $(DEV_ENV)/.ready
 	@echo "== slow tests"
 	@$(DEV_ENV)/bin/python -m pytest -m slow -n auto --dist worksteal
+
+# OpenVINO is the wheel's; its CMake files lie beside it.
+native: $(DEV_ENV)/.ready
+	@echo "== libcsg_edge"
+	@cmake -S runtimes/native -B $(NATIVE) -G Ninja -DOpenVINO_DIR=$(call openvino_dir) > /dev/null
+	@cmake --build $(NATIVE) > /dev/null
+	@$(DEV_ENV)/bin/python -m pytest -q -n auto --dist worksteal tests/native
+	@$(DEV_ENV)/bin/python runtimes/native/pack.py --build $(NATIVE) --bundle csg_edge/models/msk-256 --out dist
+
+native-check: native
+	@set -e; for check in abi address thread "valgrind 10" "fuzz 60" "load 50" "root dist/csg-edge-native-linux-$$(uname -m).tar.gz"; do \
+		OPENVINO_DIR=$(call openvino_dir) runtimes/native/check.sh $(NATIVE)-check $$check; done
 
 fuzz: $(DEV_ENV)/.ready
 	@echo "== mutated files for every reader, $(FUZZ_SECONDS) seconds each"

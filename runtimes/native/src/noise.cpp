@@ -1,5 +1,6 @@
 #include "noise.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -27,22 +28,13 @@ std::array<uint64_t, 4> philox(uint64_t counter, uint64_t seed) {
   return word;
 }
 
-// Uniform numbers in (0, 1), four of each counter from 1 on; `index` counts them from 0.
-class Uniforms {
- public:
-  Uniforms(uint64_t seed, size_t index) : seed_(seed), index_(index), words_(philox(index / 4 + 1, seed)) {}
-
-  double next() {
-    const uint64_t word = words_[index_ % 4];
-    if (++index_ % 4 == 0) words_ = philox(index_ / 4 + 1, seed_);
-    return (double(word >> 11) + 0.5) * 0x1p-53;
+// `count` uniform numbers in (0, 1) from the one at `index` on, counted from 0; each counter from 1 on yields four.
+void uniforms(uint64_t seed, size_t index, size_t count, double* out) {
+  for (size_t done = 0; done < count;) {
+    const std::array<uint64_t, 4> words = philox((index + done) / 4 + 1, seed);
+    for (size_t k = (index + done) % 4; k < 4 && done < count; ++k) out[done++] = (double(words[k] >> 11) + 0.5) * 0x1p-53;
   }
-
- private:
-  uint64_t seed_;
-  size_t index_;
-  std::array<uint64_t, 4> words_;
-};
+}
 
 }  // namespace
 
@@ -50,15 +42,20 @@ class Uniforms {
 // tangent may differ from libm's in the last bit of a float64; rounded to float32 none of 4,194,304 values differed. This
 // file is compiled without fused multiply-add, which would.
 void noise_for(uint64_t seed, float* values, size_t count) {
+  constexpr size_t kPiece = 512;
   const size_t half = (count + 1) / 2;
-  Uniforms radii(seed, 0), angles(seed, half);
-  for (size_t i = 0; i < half; ++i) {
-    const double radius = std::sqrt(std::log(radii.next()) * -2.0);
-    const double tangent = std::tan(angles.next() * kPi);
-    const double square = tangent * tangent;
-    const double scale = radius / (1.0 + square);
-    values[i] = float(scale * (1.0 - square));
-    if (half + i < count) values[half + i] = float(tangent * (2.0 * scale));
+  double radius[kPiece], angle[kPiece];
+  for (size_t start = 0; start < half; start += kPiece) {
+    const size_t size = std::min(kPiece, half - start);
+    uniforms(seed, start, size, radius);
+    uniforms(seed, half + start, size, angle);
+    for (size_t i = 0; i < size; ++i) {
+      const double tangent = std::tan(angle[i] * kPi);
+      const double square = tangent * tangent;
+      const double scale = std::sqrt(std::log(radius[i]) * -2.0) / (1.0 + square);
+      values[start + i] = float(scale * (1.0 - square));
+      if (half + start + i < count) values[half + start + i] = float(tangent * (2.0 * scale));
+    }
   }
 }
 

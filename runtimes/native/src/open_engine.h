@@ -44,6 +44,9 @@ class OpenEngine {
   std::mutex mutex_;
   std::vector<std::unique_ptr<Inference>> idle_;
   size_t made_ = 0;  // inferences, idle or not
+#ifdef CSG_EDGE_PLANTED_RACE
+  int planted_ = 0;
+#endif
 };
 
 }  // namespace csg_edge
