@@ -74,7 +74,7 @@ fuzz)
     ;;
 abi)
     configure abi
-    abidiff --no-added-syms --headers-dir1 "$here/include" --headers-dir2 "$here/include" "$here/abi/libcsg_edge.abi" "$build/abi/libcsg_edge.so"
+    abidiff "$here/abi/libcsg_edge.abi" "$build/abi/libcsg_edge.so"
     echo "ABI: as committed"
     ;;
 abi-renew)

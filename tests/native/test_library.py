@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from library import BUILD, Info, Job, NativeError, NativeGenerator, Options, Status, open_library
+from library import BUILD, ROOT, Info, Job, NativeError, NativeGenerator, Options, Status, open_library
 
 import csg_edge
 from csg_edge.bundle.manifest import MANIFEST_NAME, Engine, Tolerance, read_manifest, write_manifest
@@ -141,6 +141,40 @@ class TestSameBytes:
         assert not wrong
 
 
+@pytest.mark.skipif(
+    not (BUILD / "libcsg_edge_onnxruntime.so").is_file(), reason="built without the headers of ONNX Runtime"
+)
+class TestOnnxRuntime:
+    @pytest.mark.parametrize("precision", ["int8", "fp32"])
+    def test_the_same_bytes(self, shipped: Path, precision: str) -> None:
+        wanted = {"runtime": "onnxruntime", "precision": precision, "threads": 1}
+        scene = SCENES[0]
+        with csg_edge.load(shipped, **wanted) as python, NativeGenerator(shipped, **wanted) as native:  # type: ignore[arg-type]
+            expected = python.generate_one(scene.mask, scene.image, 6)
+            assert np.array_equal(native.generate(scene.mask, scene.image, 6), expected)
+            assert np.array_equal(native.generate(scene.mask, scene.image, 6, timeout_ms=60_000), expected)
+            with pytest.raises(NativeError, match="no image after 1 ms"):
+                native.generate(scene.mask, scene.image, 6, timeout_ms=1)
+            assert np.array_equal(native.generate(scene.mask, scene.image, 6), expected)
+            assert native.verify().passed == 5
+
+    def test_fibres(self, fibred: Path) -> None:
+        scene, used = make_phantom(1, size=64), np.zeros((3, 16, 16), np.float32)
+        wanted = {"runtime": "onnxruntime", "precision": "fp32", "threads": 1}
+        with csg_edge.load(fibred, **wanted) as python, NativeGenerator(fibred, **wanted) as native:  # type: ignore[arg-type]
+            image = native.generate(scene.mask, scene.image, 5, used=used)
+            (expected,), (field,) = python.generate([scene.mask], [scene.image], [5], return_fibres=True)
+            assert np.array_equal(image, expected)
+            assert np.array_equal(used, field)
+
+    def test_a_file_that_is_no_graph(self, damaged: Path) -> None:
+        manifest = read_manifest(damaged / MANIFEST_NAME)
+        wrong = Engine("onnxruntime:CPU:fp32", 1, "LICENSE", Tolerance(1, 0.9, 40.0))
+        write_manifest(damaged, replace(manifest, engines=(wrong,)))
+        with pytest.raises(NativeError, match="ONNX Runtime cannot open it"):
+            NativeGenerator(damaged, runtime="onnxruntime")
+
+
 class TestFibres:
     def test_given_and_used(self, fibred: Path) -> None:
         scene = make_phantom(1, size=64)
@@ -221,27 +255,35 @@ class TestChoice:
         with NativeGenerator(shipped, **wanted) as native:
             assert "just now" in native.choice
 
-    def test_an_engine_that_makes_a_wrong_image(self, damaged: Path) -> None:
-        """Half of an engine's weights are zero, and the hashes are right again."""
-        manifest = read_manifest(damaged / MANIFEST_NAME)
-        engine = next(engine for engine in manifest.engines if engine.target == "openvino:CPU:int8")
-        weights = (damaged / engine.file).with_suffix(".bin")
+    def test_an_engine_that_makes_a_wrong_image(self, plain_copy: Path) -> None:
+        """Half of the weights are zero, and the hashes are right again."""
+        manifest = read_manifest(plain_copy / MANIFEST_NAME)
+        weights = plain_copy / "graphs/weights.safetensors"
         data = bytearray(weights.read_bytes())
-        half = len(data) // 2  # the first half holds shapes, without which it does not open
+        half = len(data) // 2
         data[half:] = bytes(len(data) - half)
         weights.write_bytes(data)
-        write_manifest(damaged, manifest)
-        by_name = {"runtime": "openvino", "precision": "int8"}
+        write_manifest(plain_copy, manifest)
+        by_name = {"runtime": "openvino", "precision": "fp32"}
         with pytest.raises(NativeError, match=r"fails golden case .* use it as it is with `unproven`") as caught:
-            NativeGenerator(damaged, **by_name)
+            NativeGenerator(plain_copy, **by_name)
         assert caught.value.status == Status.ENGINE_FAILED
-        with NativeGenerator(damaged, unproven=1, **by_name) as native:
+        with NativeGenerator(plain_copy, unproven=1, **by_name) as native:
             assert "not proven" in native.choice
             with pytest.raises(NativeError, match="beyond tolerance"):
                 native.verify()
+        with pytest.raises(NativeError, match=r"no engine can run here\. openvino:CPU:.*fails golden case") as caught:
+            NativeGenerator(plain_copy)
+        assert caught.value.status == Status.UNAVAILABLE
+
+    def test_the_next_engine_is_taken_where_the_first_is_wrong(self, damaged: Path) -> None:
+        manifest = read_manifest(damaged / MANIFEST_NAME)
+        first, *others = manifest.engines
+        strict = replace(first, tolerance=Tolerance(0, 1.0, 90.0))
+        write_manifest(damaged, replace(manifest, engines=(strict, *others)))
         with NativeGenerator(damaged) as native:
-            assert native.engine != "openvino:CPU:int8"
-            assert "not openvino:CPU:int8: fails golden case" in native.choice
+            assert native.engine != first.target
+            assert f"not {first.target}: fails golden case" in native.choice
 
     def test_every_golden_case(self, shipped: Path) -> None:
         with NativeGenerator(shipped) as native:
@@ -541,11 +583,12 @@ class TestWithoutARuntime:
     def test_a_module_without_its_runtime(self, shipped: Path, tmp_path: Path) -> None:
         """As installed, the module finds OpenVINO beside itself or in the system's folders; here is none."""
         subprocess.run(["cmake", "--install", BUILD, "--prefix", tmp_path], check=True, capture_output=True)
-        with pytest.raises(NativeError) as caught:
-            NativeGenerator(shipped, library=open_library(tmp_path / "lib" / "libcsg_edge.so"))
-        assert caught.value.status == Status.UNAVAILABLE
-        assert "libopenvino.so" in str(caught.value)
-        assert "install the runtime it needs" in str(caught.value)
+        command = [str(tmp_path / "bin/verify"), str(shipped), "fp32"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "libcsg_edge_openvino.so does not load (libopenvino.so" in done.stderr
+        assert "install the runtime it needs" in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 class TestExamples:
@@ -586,3 +629,82 @@ class TestExamples:
             done = self.generate(*arguments)
             assert (done.returncode, says in done.stderr) == (2, True), done.stderr
         assert not out.exists()
+
+    def test_camera_loop(self, shipped: Path) -> None:
+        done = subprocess.run(
+            [BUILD / "examples/camera_loop", shipped, "25"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "the last of frame 25" in done.stdout
+
+    @pytest.mark.skipif(shutil.which("mono") is None, reason="no Mono here")
+    def test_c_sharp(self, shipped: Path, tmp_path: Path) -> None:
+        scene = SCENES[3]
+        scene.mask.tofile(tmp_path / "mask.raw")
+        scene.image.tofile(tmp_path / "context.raw")
+        program = ["mono", BUILD / "examples/Generate.exe"]
+        files = [tmp_path / "mask.raw", tmp_path / "context.raw", "12", tmp_path / "image.raw"]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(BUILD)}
+        done = subprocess.run([*program, shipped, *files], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        with csg_edge.load(shipped) as python:
+            expected = python.generate_one(scene.mask, scene.image, 12)
+        assert (tmp_path / "image.raw").read_bytes() == expected.tobytes()
+        done = subprocess.run(
+            [*program, tmp_path, *files], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 2
+        assert "no bundle there (no manifest.json); give a bundle folder" in done.stderr
+
+    @pytest.mark.parametrize("how", ["cmake", "pkg-config"])
+    def test_a_project_that_uses_it(self, tmp_path: Path, how: str) -> None:
+        """As installed: in C11 and in C++17, with every warning an error."""
+        prefix = tmp_path / "installed here"
+        subprocess.run(["cmake", "--install", BUILD, "--prefix", prefix], check=True, capture_output=True)
+        main = "#include <csg_edge.h>\n#include <stdio.h>\nint main(void) { puts(csg_edge_version()); return 0; }\n"
+        (tmp_path / "main.c").write_text(main)
+        (tmp_path / "main.cpp").write_text(
+            '#include <csg_edge.hpp>\n#include <cstdio>\nint main() { try { csg_edge::Generator("/none"); } '
+            "catch (const csg_edge::Error& error) { std::puts(error.what()); } csg_edge_job job = CSG_EDGE_JOB_INIT; "
+            "return job.size == sizeof job ? 0 : 1; }\n"
+        )
+        if how == "cmake":
+            (tmp_path / "CMakeLists.txt").write_text(
+                "cmake_minimum_required(VERSION 3.25)\nproject(user C CXX)\nset(CMAKE_CXX_STANDARD 17)\n"
+                "find_package(csg_edge 1.0 REQUIRED)\nadd_compile_options(-Wall -Wextra -Werror -pedantic)\n"
+                "add_executable(c main.c)\ntarget_link_libraries(c csg_edge::csg_edge)\n"
+                "add_executable(cpp main.cpp)\ntarget_link_libraries(cpp csg_edge::csg_edge)\n"
+            )
+            for command in (["cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}"],
+                            ["cmake", "--build", tmp_path / "b"]):  # fmt: skip
+                subprocess.run(command, check=True, capture_output=True)
+            programs = [tmp_path / "b/c", tmp_path / "b/cpp"]
+        else:
+            environment = {**os.environ, "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
+            flags = subprocess.run(["pkg-config", "--cflags", "--libs", "csg_edge"], check=True, capture_output=True,
+                                   text=True, env=environment).stdout  # fmt: skip
+            programs = [tmp_path / "c", tmp_path / "cpp"]
+            for compiler, source, program in (("cc", "main.c", "c"), ("c++", "main.cpp", "cpp")):
+                command = f"{compiler} -Wall -Wextra -Werror -pedantic -o {program} {source} {flags}"
+                subprocess.run(command, shell=True, check=True, capture_output=True, cwd=tmp_path)
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(prefix / "lib")}
+        said = [
+            subprocess.run([program], check=True, capture_output=True, text=True, env=environment).stdout
+            for program in programs
+        ]
+        assert said[0] == "1.0.0\n"
+        assert "no bundle there" in said[1]
+
+    def test_the_header_has_at_most_250_lines(self) -> None:
+        assert len((ROOT / "runtimes/native/include/csg_edge.h").read_text().splitlines()) <= 250
+
+    def test_nothing_else_is_exported(self) -> None:
+        listed = subprocess.run(["nm", "-D", "--defined-only", "--format=posix", BUILD / "libcsg_edge.so"], check=True,
+                                capture_output=True, text=True).stdout  # fmt: skip
+        names = {line.split()[0].split("@")[0] for line in listed.splitlines()} - {"CSG_EDGE_1"}
+        header = (ROOT / "runtimes/native/include/csg_edge.h").read_text()
+        assert names == {
+            line.split("(")[0].split()[-1].lstrip("*")
+            for line in header.splitlines()
+            if line.startswith("CSG_EDGE_API ")
+        }
