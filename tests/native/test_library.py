@@ -33,6 +33,11 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 from mutate import mutate  # noqa: E402
 from tiny_model import TINY, tiny_model  # noqa: E402
 
+# Runs a program and prints its resident memory at its highest, KiB.
+PEAK = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
 SCENES = [make_phantom(seed, size=256) for seed in range(4)]
 
 
@@ -326,6 +331,16 @@ class TestChoice:
             need = native.info().memory_estimate
         with NativeGenerator(shipped, memory_limit=need) as native:
             assert native.engine
+
+    @pytest.mark.parametrize("precision", ["int8", "fp32"])
+    def test_the_memory_estimate_is_not_exceeded(self, shipped: Path, tmp_path: Path, precision: str) -> None:
+        """By a program that opens the engine without a cache and makes every golden image."""
+        program = [sys.executable, "-c", PEAK, BUILD / "examples/verify", shipped, precision]
+        environment = {**os.environ, "CSG_EDGE_CACHE": str(tmp_path)}
+        done = subprocess.run(program, check=True, capture_output=True, text=True, env=environment)
+        with NativeGenerator(shipped, runtime="openvino", precision=precision) as native:
+            estimate = native.info().memory_estimate
+        assert estimate / 2 < 1024 * int(done.stdout) < estimate + (16 << 20)  # that of a program that does nothing
 
 
 class TestStopping:
