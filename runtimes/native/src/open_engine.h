@@ -44,7 +44,7 @@ class OpenEngine {
   std::mutex mutex_;
   std::vector<std::unique_ptr<Inference>> idle_;
   size_t made_ = 0;  // inferences, idle or not
-#ifdef CSG_EDGE_PLANTED_RACE
+#ifdef CSG_EDGE_PLANTED
   int planted_ = 0;
 #endif
 };
