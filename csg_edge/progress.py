@@ -10,7 +10,7 @@ TERMINAL_SECONDS = 0.2
 
 
 class Progress:
-    """Counts units of work towards a total, starting at `done` after a resume."""
+    """Counts units of work towards a total, starting at `done` after a resume; a total of 0 is not known."""
 
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "") -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -18,18 +18,28 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a service has closed it
 
-    def advance(self, count: int = 1, *, note: str = "") -> None:
+    def advance(self, count: int = 1, *, left: float | None = None, note: str = "") -> None:
+        """left: seconds to the end, where something else than the pace decides it."""
         self._done += count
         now = time.monotonic()
         wait = TERMINAL_SECONDS if self._terminal else PLAIN_SECONDS
-        if now - self._shown < wait and self._done < self.total:
+        last = bool(self.total) and self._done >= self.total
+        if now - self._shown < wait and not last:
             return
         self._shown = now
         rate = (self._done - self._start_done) / max(now - self._start, 1e-9)
-        remaining = (self.total - self._done) / rate if rate > 0 else 0.0
-        line = f"{self.label}: {self._done}/{self.total} {self.unit}".rstrip()
-        line += f", {rate:.2f}/s, {_clock(remaining)} left" + (f", {note}" if note else "")
-        end = "" if self._terminal and self._done < self.total else "\n"
+        if left is None:
+            left = (self.total - self._done) / rate if rate > 0 and self.total else 0.0
+        counted = f"{self._done}/{self.total}" if self.total else str(self._done)
+        line = f"{self.label}: {counted} {self.unit}".rstrip()
+        line += f", {rate:.2f}/s, {_clock(max(left, 0.0))} left" + (f", {note}" if note else "")
+        self._print(line, end="" if self._terminal and not last else "\n")
+
+    def say(self, text: str) -> None:
+        """A line of its own, at the end."""
+        self._print(f"{self.label}: {text}", end="\n")
+
+    def _print(self, line: str, *, end: str) -> None:
         if sys.stderr is not None:
             print(("\r\033[K" if self._terminal else "") + line, end=end, file=sys.stderr, flush=True)
 

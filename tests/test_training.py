@@ -274,6 +274,50 @@ class TestResume:
             make_trajectories(teacher, replace(config, guidance=2.0), tmp_path, device=CPU, precision="fp32")
 
 
+class TestProcesses:
+    def test_they_draw_the_same_batches(self, source: BatchSource, phantom_set: Path) -> None:
+        sets = read_training_sets([phantom_set], MSK_SCHEMA, split="train", size=SIZE)
+        forked = BatchSource(sets, [1.0], batch=4, dropout=0.3, seed=3)
+        forked.use_processes(2)
+        pairs = zip(source.stream(5, 17), forked.stream(5, 17), strict=True)
+        for count, ((index, expected), (other, found)) in enumerate(pairs):
+            assert index == other == 5 + count
+            for name in expected._fields:
+                assert np.array_equal(getattr(expected, name), getattr(found, name)), name
+
+
+class TestShares:
+    def test_trajectories_are_drawn_by_them(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[object] = []
+        monkeypatch.setattr(trajectories, "SHARD", 1)
+        through = trajectories.BatchSource
+        monkeypatch.setattr(
+            trajectories,
+            "BatchSource",
+            lambda sets, weights, **rest: drawn.append(weights) or through(sets, weights, **rest),
+        )
+        config = TrajectoryConfig((phantom_set,), trajectories=1, shares=((phantom_set.name, 3.0),))
+        make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
+        assert drawn == [[3.0]]
+        with pytest.raises(TrainingError, match="another shares"):
+            make_trajectories(teacher, replace(config, shares=((phantom_set.name, 2.0),)), tmp_path, device=CPU,
+                              precision="fp32")  # fmt: skip
+        with pytest.raises(TrainingError, match="share of ghost: no such set"):
+            make_trajectories(
+                teacher, replace(config, shares=(("ghost", 2.0),)), tmp_path, device=CPU, precision="fp32"
+            )
+
+    def test_they_stop_when_their_time_is_over(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trajectories, "SHARD", 1)
+        config = TrajectoryConfig((phantom_set,), trajectories=50)
+        assert not make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32", seconds=0.0)
+        assert len(list(tmp_path.glob("shard-*"))) == 1
+
+
 class TestLoop:
     def run(self, tmp_path: Path, loss: Callable[[Tensor, int], Tensor], **options: object) -> loop.TrainingState:
         network = torch.nn.Linear(2, 1)
@@ -314,6 +358,55 @@ class TestLoop:
         loop.load_checkpoint(path, state, replace(LOOP, iterations=9))
         with pytest.raises(TrainingError, match="batch"):
             loop.load_checkpoint(path, state, replace(LOOP, batch=8))
+
+    def test_the_learning_rate_follows_the_clock(self) -> None:
+        config = replace(LOOP, minutes=10.0, warmup=1, decay=0.5, learning_rate=1.0)
+        rates = [config.rate(7, 60.0 * minute) for minute in (0, 5, 7.5, 10, 11)]
+        assert rates == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0], abs=1e-12)
+        assert [config.over(10**9, 60.0 * minute) for minute in (9.9, 10)] == [False, True]
+
+    def test_a_run_by_the_clock_takes_its_time_over_interruptions(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """An iteration takes 3 seconds of a clock that stands still otherwise; the run is killed after 4 of 10."""
+        now = 1000.0
+
+        class Clock:
+            @staticmethod
+            def monotonic() -> float:
+                return now
+
+        monkeypatch.setattr(loop, "time", Clock)
+        network = torch.nn.Linear(2, 1)
+        config = replace(LOOP, minutes=0.5, iterations=1)
+
+        def loss(index: int) -> Tensor:
+            nonlocal now
+            now += 3.0
+            if index == 3 and first:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return network.weight.square().sum()
+
+        first = True
+        state = loop.start(network, config)
+        assert not loop.fit(state, loss, config, directory=tmp_path, label="clock")
+        assert (state.iteration, state.seconds) == (4, 12.0)
+        first, now = False, now + 5000.0
+        state = loop.start_or_resume(network, config, tmp_path)
+        assert loop.fit(state, loss, config, directory=tmp_path, label="clock")
+        assert (state.iteration, state.seconds) == (10, 30.0)
+        assert f"clock: 10 iterations, {10 * LOOP.batch} images in 0.5 of 0.5 minutes" in capfd.readouterr().err
+        # It may be made longer, but not become a run of so many iterations.
+        loop.load_checkpoint(tmp_path / "checkpoint.safetensors", state, replace(config, minutes=1.0))
+        with pytest.raises(TrainingError, match="of a run by the clock; end it so"):
+            loop.load_checkpoint(tmp_path / "checkpoint.safetensors", state, LOOP)
+
+    def test_losses_say_how_many_images_a_second(self, tmp_path: Path) -> None:
+        self.run(tmp_path, lambda weight, _: weight.square().sum(), iterations=40)
+        rows = [line.split(",") for line in (tmp_path / "losses.csv").read_text().splitlines()]
+        assert rows[0] == ["iteration", "loss", "learning_rate", "images_per_second"]
+        assert [row[0] for row in rows[1:]] == ["20", "40"]
+        assert all(float(row[3]) > 0 for row in rows[1:])
 
     def test_truncated_checkpoint_is_named(self, tmp_path: Path) -> None:
         state = self.run(tmp_path, lambda weight, _: weight.square().sum())

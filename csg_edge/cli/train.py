@@ -37,6 +37,20 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
 
+minutes_option = click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=None,
+    help="Train so long in place of --iterations, interruptions left out; the learning rate follows the clock.",
+)
+compile_option = click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    show_default=True,
+    help="Compile the network: minutes to begin, then about half the time forward and backward. Needs a C++ compiler.",
+)
+
 
 def weight_option(name: str, text: str) -> Callable[[Any], Any]:
     """The weight of a term of a loss, 0 if not given."""
@@ -86,26 +100,40 @@ def training_loop(device: str, precision: str, **given: Any) -> tuple[torch.devi
     "--prior-iterations",
     type=int,
     default=None,
-    help="Of the fibre prior, trained after the teacher; 0 keeps that of --init.  [default: 1500]",
+    help="Of the fibre prior, trained after the teacher; 0 keeps that of --init.  [default: 6000]",
 )
 @click.option("--iterations", type=int, default=None, help="May be raised when resuming.  [default: 3000]")
+@minutes_option
 @click.option("--batch", type=int, default=None, help="Images per iteration.  [default: 16]")
 @click.option("--learning-rate", type=float, default=None, help="Step size of the optimiser.  [default: 0.0004]")
+@compile_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that prepare batches; more where a GPU waits for them.",
+)
 @click.option("--sheet-every", type=int, default=None, help="Iterations between sample sheets.  [default: 500]")
 @click.option("--seed", type=SEED, default=None, help="The same seed gives the same run.  [default: 0]")
 @device_option
 @precision_option
-def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, **given: Any) -> None:
+def train(
+    config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, compiled: bool, workers: int,
+    **given: Any,
+) -> None:  # fmt: skip
     """Train a teacher; run the same command again to resume. Writes OUT/teacher.
 
     OUT also holds losses.csv, TensorBoard's files and, now and then, a sheet of samples.
     """
     need_training()
     from csg_edge.training.config import parse_shares, read_run
-    from csg_edge.training.device import choose_device, choose_precision
+    from csg_edge.training.device import check_compiler, choose_device, choose_precision
     from csg_edge.training.teacher import train as train_teacher
 
     where = choose_device(device)
+    if compiled:
+        check_compiler(where)
     # The file may name a precision; the option wins over it, and the hardware decides where neither does.
     chosen = None if precision == "auto" else precision
     run = read_run(
@@ -113,7 +141,7 @@ def train(config: Path | None, out: Path, shares: tuple[str, ...], device: str, 
         {**given, "shares": parse_shares(shares), "precision": chosen},
         precision=choose_precision("auto", where),
     )
-    finished = train_teacher(run.teacher, run.loop, out=out, device=where)
+    finished = train_teacher(run.teacher, run.loop, out=out, device=where, compiled=compiled, workers=workers)
     click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
 
 
@@ -200,17 +228,13 @@ def train_autoencoder(
     "Weight of feature matching, which brings back what all images miss alike; 10 for the last few hundred iterations. "
     "Needs the quality extra, whose encoder is fitted first, beside the trajectories.",
 )
-@click.option(
-    "--compile/--no-compile",
-    "compiled",
-    default=False,
-    show_default=True,
-    help="Compile the network: minutes to begin, then about half the time forward and backward. Needs a C++ compiler.",
-)
+@compile_option
 @click.option(
     "--init", type=FOLDER, default=None, help="Student of this teacher to train on.  [default: the teacher's weights]"
 )
+@click.option("--share", "shares", multiple=True, help="SET=NUMBER: how often a set is drawn, 1 if not given.")
 @click.option("--iterations", default=1500, show_default=True, help="May be raised when resuming.")
+@minutes_option
 @click.option("--batch", default=16, show_default=True, help="Images per iteration.")
 @click.option("--learning-rate", default=2e-4, show_default=True, help="Step size of the optimiser.")
 @seed_option
@@ -219,8 +243,8 @@ def train_autoencoder(
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
     teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
-    feature_matching: float, compiled: bool, init: Path | None,
-    iterations: int, batch: int, learning_rate: float, seed: int, device: str, precision: str,
+    feature_matching: float, compiled: bool, init: Path | None, shares: tuple[str, ...], iterations: int,
+    minutes: float | None, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
 
@@ -230,6 +254,7 @@ def distill(
     TEACHER is a folder of `csg-edge train`, or your own model in diffusers layout (docs/teacher-format.md).
     """
     need_training()
+    from csg_edge.training.config import parse_shares
     from csg_edge.training.device import check_compiler
     from csg_edge.training.distil import LossTerms, check_terms, distil
     from csg_edge.training.process import parse_steps
@@ -238,8 +263,8 @@ def distill(
     from csg_edge.training.trajectories import Trajectories, TrajectoryConfig, make_trajectories
 
     where, loop = training_loop(
-        device, precision, iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed,
-        warmup=200 if init is None else 50,  # an optimiser without memory, but weights that know the way
+        device, precision, iterations=iterations, minutes=minutes or 0.0, batch=batch, learning_rate=learning_rate,
+        seed=seed, warmup=200 if init is None else 50,  # an optimiser without memory, but weights that know the way
     )  # fmt: skip
     wanted = parse_steps(steps)
     if compiled:
@@ -252,7 +277,7 @@ def distill(
         need(*QUALITY_EXTRA, extra="quality")
     going_on = None if init is None else continue_student(init, model, steps=wanted)
     folder = trajectories_in or out / "trajectories"
-    config = TrajectoryConfig(data, trajectories, guidance, seed)
+    config = TrajectoryConfig(data, trajectories, guidance, seed, parse_shares(shares))
     finished = make_trajectories(model, config, folder, device=where, precision=loop.precision)
     if finished:
         stored = Trajectories(folder, trajectories)

@@ -5,11 +5,14 @@ Batch k of seed s depends on (s, k) alone, so a resumed run sees exactly the bat
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,6 +78,7 @@ class BatchSource:
         self.group_shares = [np.sqrt([len(group) for group in groups]) for groups in self.groups]
         self.group_shares = [share / share.sum() for share in self.group_shares]
         self.look_alikes = [look_alikes(item) for item in sets] if contexts else None
+        self._processes: _Processes | None = None
 
     def draw(self, index: int) -> Batch:
         """The batch of one iteration."""
@@ -82,8 +86,20 @@ class BatchSource:
         examples = [self._example(random) for _ in range(self.batch_size)]
         return Batch(*(np.stack(column) for column in zip(*examples, strict=True)))
 
+    def use_processes(self, count: int) -> None:
+        """Let `count` processes draw the batches of `stream`. To be called before CUDA or other threads are in use: the
+        processes are forks, which share the images of the sets.
+        """
+        self._processes = _Processes(self, count)
+
     def stream(self, start: int, stop: int, *, ahead: int = 3) -> Iterator[tuple[int, Batch]]:
-        """Batches start..stop-1, prepared ahead in a thread."""
+        """Batches start..stop-1, prepared ahead in a thread, or in processes after `use_processes`.
+
+        Those of processes lie in memory that is used again: they are to be done with when the next one is asked for.
+        """
+        if self._processes is not None:
+            yield from self._processes.stream(start, stop)
+            return
         with ThreadPoolExecutor(1) as pool:
             pending: dict[int, Future[Batch]] = {}
             try:
@@ -130,6 +146,71 @@ class BatchSource:
         return image, mask, context, field
 
 
+class _Processes:
+    """Processes that draw batches into memory that they share with this one."""
+
+    def __init__(self, source: BatchSource, count: int) -> None:
+        example = source.draw(0)
+        self._slots = [_shared_like(example) for _ in range(2 * count + 1)]
+        self._pool = ProcessPoolExecutor(
+            count, mp_context=get_context("fork"), initializer=_become_drawer, initargs=(source, self._slots)
+        )
+        self._pool.submit(int).result()  # so that all are forked now
+
+    def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+        free, pending = list(range(len(self._slots))), {}
+        later = start
+        for index in range(start, stop):
+            while free and later < stop:
+                slot = free.pop()
+                pending[later] = slot, self._pool.submit(_draw_into, slot, later)
+                later += 1
+            slot, drawn = pending.pop(index)
+            drawn.result()
+            yield index, self._slots[slot]
+            free.append(slot)
+
+
+_drawer: tuple[BatchSource, list[Batch]]
+
+
+def _become_drawer(source: BatchSource, slots: list[Batch]) -> None:
+    global _drawer
+    _drawer = source, slots
+    cv2.setNumThreads(1)  # a process a core
+
+
+def _draw_into(slot: int, index: int) -> None:
+    source, slots = _drawer
+    memory, drawn = slots[slot], source.draw(index)
+    memory.image[...], memory.mask[...], memory.context[...], memory.field[...] = drawn
+
+
+def _shared_like(batch: Batch) -> Batch:
+    """A batch in memory that forked processes write into and this one sees."""
+
+    def shared(like: NDArray[Any]) -> NDArray[Any]:
+        return np.frombuffer(mmap.mmap(-1, like.nbytes), like.dtype).reshape(like.shape)
+
+    return Batch(shared(batch.image), shared(batch.mask), shared(batch.context), shared(batch.field))
+
+
 def read_training_sets(roots: list[Path], schema: LabelSchema, *, split: str, size: int) -> list[LabelledSet]:
     """All labelled sets below the given folders."""
     return [read_set(directory, schema, split=split, size=size) for root in roots for directory in find_sets(root)]
+
+
+def weights_of(sets: list[LabelledSet], shares: tuple[tuple[str, float], ...]) -> list[float]:
+    """How often each set is drawn: 1, or what `shares` says by name.
+
+    Raises TrainingError for a name that no set has, or where nothing is left to draw.
+    """
+    # Every set counts alike unless told: the classes of a small set are as much wanted as those of a large one.
+    wanted = dict(shares)
+    weights = [wanted.pop(item.name, 1.0) for item in sets]
+    if wanted:
+        names = ", ".join(item.name for item in sets)
+        raise TrainingError(f"share of {', '.join(wanted)}: no such set; the sets are {names}")
+    if not any(weights):
+        raise TrainingError("every set has a share of 0; give one a share above it")
+    return weights

@@ -28,13 +28,14 @@ from csg_edge.training.device import Tensors, tensors
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
+ENDLESS = 1 << 40  # batches of a run that ends by the clock
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """Everything that decides the outcome of a run, given its data; stored in every checkpoint."""
 
-    iterations: int
+    iterations: int  # of the whole run; where `minutes` is not 0, it counts instead
     batch: int = 16
     learning_rate: float = 4e-4
     warmup: int = 200
@@ -43,6 +44,7 @@ class LoopConfig:
     clip: float = 1.0
     seed: int = 0
     precision: str = "fp32"  # or bf16
+    minutes: float = 0.0  # of training, interruptions left out; then the learning rate follows the clock
 
     def __post_init__(self) -> None:
         for name, right in (
@@ -55,18 +57,24 @@ class LoopConfig:
             ("clip", self.clip > 0.0),
             ("seed", 0 <= self.seed <= MAX_SEED),
             ("precision", self.precision in ("fp32", "bf16")),
+            ("minutes", 0.0 <= self.minutes < math.inf),
         ):
             if not right:
                 raise TrainingError(f"{name} = {getattr(self, name)}: out of range; see docs/training.md")
 
-    def rate(self, iteration: int) -> float:
-        """Warm-up, constant, cosine fall.
+    def rate(self, iteration: int, seconds: float = 0.0) -> float:
+        """Warm-up, constant, cosine fall; by iterations, or by the seconds of training where `minutes` are given.
 
         The constant part lets a resumed run be made longer (Haegele et al., arXiv 2405.18392).
         """
-        start = self.iterations * (1.0 - self.decay)
-        fall = min(max((iteration - start) / max(self.iterations - start, 1.0), 0.0), 1.0)
+        done, end = (seconds, 60.0 * self.minutes) if self.minutes else (float(iteration), float(self.iterations))
+        start = end * (1.0 - self.decay)
+        fall = min(max((done - start) / max(end - start, 1.0), 0.0), 1.0)
         return self.learning_rate * min((iteration + 1) / self.warmup, 1.0) * 0.5 * (1.0 + math.cos(math.pi * fall))
+
+    def over(self, iteration: int, seconds: float) -> bool:
+        """Whether the run has come to its end."""
+        return seconds >= 60.0 * self.minutes if self.minutes else iteration >= self.iterations
 
 
 @dataclass
@@ -78,6 +86,7 @@ class TrainingState:
     optimizer: torch.optim.AdamW
     iteration: int = 0
     recent: list[float] = field(default_factory=list)  # losses since the last row of losses.csv
+    seconds: float = 0.0  # of training
 
 
 def start(network: nn.Module, config: LoopConfig) -> TrainingState:
@@ -109,18 +118,21 @@ def fit(
 ) -> bool:
     """Run `loss(iteration)` to the configured end; returns False when stopped early by Ctrl-C or SIGTERM.
 
+    Where `config.minutes` are given, the end is theirs: what an earlier run of the same directory took counts.
+
     `after` is called with the number of iterations done, after each; it may look at the state but not change it.
 
     The last checkpoint is always a whole file. Raises TrainingError when the loss is not finite; the last good
     checkpoint stays.
     """
     checkpoint = directory / CHECKPOINT
-    log = LossLog(directory, state)
-    progress = Progress(label, config.iterations, done=state.iteration, unit="iterations")
-    saved = time.monotonic()
+    log = LossLog(directory, state, config.batch)
+    progress = Progress(label, 0 if config.minutes else config.iterations, done=state.iteration, unit="iterations")
+    saved = begun = time.monotonic()
+    earlier = state.seconds
     with stop_requested() as stopped:
-        while state.iteration < config.iterations and not stopped():
-            rate = config.rate(state.iteration)
+        while not config.over(state.iteration, state.seconds) and not stopped():
+            rate = config.rate(state.iteration, state.seconds)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             value = loss(state.iteration)
@@ -137,13 +149,18 @@ def fit(
             state.iteration += 1
             log.add(state.iteration, value.item(), rate)
             after(state.iteration)
-            progress.advance(note="" if math.isnan(log.mean) else f"loss {log.mean:.4f}")
+            state.seconds = earlier + time.monotonic() - begun
+            left = 60.0 * config.minutes - state.seconds if config.minutes else None
+            progress.advance(left=left, note=log.note())
             if time.monotonic() - saved > checkpoint_seconds:
                 save_checkpoint(checkpoint, state, config)
                 saved = time.monotonic()
     save_checkpoint(checkpoint, state, config)
     log.close()
-    return state.iteration >= config.iterations
+    if config.minutes:
+        progress.say(f"{state.iteration} iterations, {state.iteration * config.batch} images in "
+                     f"{state.seconds / 60:.1f} of {config.minutes:g} minutes")  # fmt: skip
+    return config.over(state.iteration, state.seconds)
 
 
 def fit_on_batches(
@@ -161,7 +178,7 @@ def fit_on_batches(
 
     Returns and raises as `fit` does.
     """
-    batches = source.stream(state.iteration, config.iterations)
+    batches = source.stream(state.iteration, ENDLESS if config.minutes else config.iterations)
 
     def of_batch(iteration: int) -> Tensor:
         index, batch = next(batches)
@@ -193,7 +210,8 @@ def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # One key: safetensors writes several in no fixed order, and equal states should be equal files.
-    metadata = {"run": json.dumps({"iteration": state.iteration, "recent": state.recent, "config": asdict(config)})}
+    run = {"iteration": state.iteration, "recent": state.recent, **_elapsed(state, config), "config": _stored(config)}
+    metadata = {"run": json.dumps(run)}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_whole(path) as aside:
@@ -202,8 +220,17 @@ def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
         raise TrainingError(f"{path}: cannot save ({error}); free disk space and run the same command again") from None
 
 
+def _elapsed(state: TrainingState, config: LoopConfig) -> dict[str, float]:
+    """The time a run has taken, where it counts; equal states of other runs should be equal files."""
+    return {"seconds": state.seconds} if config.minutes else {}
+
+
+def _stored(config: LoopConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name != "minutes" or value}
+
+
 def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:
-    """Restore a state in place. Only the number of iterations may differ from the run that wrote it.
+    """Restore a state in place. Only the length of the run may differ from that of the run that wrote it.
 
     Raises TrainingError for an unreadable file or another configuration.
     """
@@ -214,9 +241,16 @@ def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path}: unreadable checkpoint ({error}); delete it to start afresh") from None
     stored = LoopConfig(**run["config"])
-    if replace(stored, iterations=config.iterations) != config:
+    if bool(stored.minutes) != bool(config.minutes):
+        raise TrainingError(
+            f"{path}: of a run by the {'clock' if stored.minutes else 'number of iterations'}; end it so, or use "
+            "another --out"
+        )
+    if replace(stored, iterations=config.iterations, minutes=config.minutes) != config:
         changed = [
-            name for name, value in asdict(config).items() if value != asdict(stored)[name] and name != "iterations"
+            name
+            for name, value in asdict(config).items()
+            if value != asdict(stored)[name] and name not in ("iterations", "minutes")
         ]
         raise TrainingError(f"{path}: made with other {', '.join(changed)}; use the same options or another --out")
     try:
@@ -230,6 +264,7 @@ def load_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> Non
         moments.setdefault(int(index), {})[field] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
     state.iteration, state.recent = run["iteration"], run.get("recent", [])
+    state.seconds = run.get("seconds", 0.0)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -256,30 +291,45 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 class LossLog:
-    """`losses.csv`: iteration, mean loss of the last LOG_EVERY iterations, learning rate; the same to TensorBoard."""
+    """`losses.csv`: iteration, mean loss of the last LOG_EVERY iterations, learning rate, images a second.
 
-    def __init__(self, directory: Path, state: TrainingState) -> None:
+    The same goes to TensorBoard. The pace of a window that another process began is not known and left empty.
+    """
+
+    COLUMNS = ("iteration", "loss", "learning_rate", "images_per_second")
+
+    def __init__(self, directory: Path, state: TrainingState, batch: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path, self.mean = directory / "losses.csv", math.nan  # no mean before the first LOG_EVERY iterations
-        self._recent = state.recent
+        self._recent, self._batch, self._pace = state.recent, batch, math.nan
+        self._begun = math.nan if state.recent else time.monotonic()
         rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.exists() and state.iteration else []
         with self.path.open("w", newline="") as file:
             # Rows written after the last checkpoint will be written again.
-            csv.writer(file).writerows(
-                [["iteration", "loss", "learning_rate"], *(row for row in rows if int(row[0]) <= state.iteration)]
-            )
+            csv.writer(file).writerows([self.COLUMNS, *(row for row in rows if int(row[0]) <= state.iteration)])
         self._board = _summary_writer(directory / "tensorboard", state.iteration)
 
     def add(self, iteration: int, loss: float, rate: float) -> None:
         self._recent.append(loss)
         if iteration % LOG_EVERY == 0:
+            now = time.monotonic()
+            self._pace = len(self._recent) * self._batch / max(now - self._begun, 1e-9)
+            self._begun = now
             self.mean = sum(self._recent) / len(self._recent)
             self._recent.clear()
+            pace = "" if math.isnan(self._pace) else f"{self._pace:.1f}"
             with self.path.open("a", newline="") as file:
-                csv.writer(file).writerow([iteration, f"{self.mean:.6f}", f"{rate:.3e}"])
+                csv.writer(file).writerow([iteration, f"{self.mean:.6f}", f"{rate:.3e}", pace])
             if self._board:
                 self._board.add_scalar("loss", self.mean, iteration)
                 self._board.add_scalar("learning_rate", rate, iteration)
+                if pace:
+                    self._board.add_scalar("images_per_second", self._pace, iteration)
+
+    def note(self) -> str:
+        """What a line of progress says beside the iterations."""
+        known = [f"{self._pace:.1f} images/s"] * (not math.isnan(self._pace))
+        return ", ".join([*known, *([f"loss {self.mean:.4f}"] * (not math.isnan(self.mean)))])
 
     def close(self) -> None:
         if self._board:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csg_edge.conditions import fibres
 from csg_edge.datasets.augmentation import draw_bend, draw_tilt
-from csg_edge.datasets.batches import BatchSource, read_training_sets
+from csg_edge.datasets.batches import BatchSource, read_training_sets, weights_of
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set, schema_of, splits_of
 from csg_edge.errors import TrainingError
@@ -71,8 +71,14 @@ class TeacherConfig:
                 raise TrainingError(f"{name} = {getattr(self, name)}: give {remedy}")
 
 
-def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.device) -> bool:
+def train(
+    config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.device, compiled: bool = False,
+    workers: int = 1,
+) -> bool:  # fmt: skip
     """Train or resume in `out`; writes `out/teacher` (EMA weights) at the end. Returns False when stopped early.
+
+    compiled: by torch.compile, which takes a minute or more to begin. workers: processes that prepare batches, where
+    one thread cannot keep up with the device; the batches are the same.
 
     Every `sheet_every` iterations `out/sheets` gets samples of the held-out split. Where the fibre field is a
     condition, the prior that draws it is trained afterwards, in `out/fibre_prior`. Raises TrainingError for shares of
@@ -81,7 +87,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
     earlier = CsgModel.load(config.init) if config.init else None
     schema = earlier.schema if earlier else MSK_SCHEMA if config.schema == "msk" else schema_of(config.data)
     sets = read_training_sets(list(config.data), schema, split="train", size=config.image_size)
-    weights = _weights(sets, config.shares)
+    weights = weights_of(sets, config.shares)
     learned = load_autoencoder(config.autoencoder) if config.autoencoder else earlier.autoencoder if earlier else None
     shape = _shape(config, earlier, patch=learned.patch if learned else BLOCK)
     source = BatchSource(
@@ -89,6 +95,8 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         field_dropout=config.field_dropout if shape.fibres else None,
         geometry=draw_tilt if shape.fibres else draw_bend,
     )  # fmt: skip
+    if workers > 1:
+        source.use_processes(workers)
     bands = earlier.context_transform.config if earlier else _bands(source, out / "autoencoder.json")
     autoencoder = learned or BlockDct(bands)
     transform = None if isinstance(autoencoder, BlockDct) else BlockDct(bands)
@@ -110,6 +118,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
     ).to(device)
     state = start_or_resume(network, loop, out)
     sheets = SampleSheets(config, model, state, out / "sheets", precision=loop.precision)
+    evaluate = torch.compile(network) if compiled else network
 
     def loss(iteration: int, batch: Tensors) -> Tensor:
         image, mask, context, field = batch
@@ -120,7 +129,7 @@ def train(config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.d
         timestep = training_timesteps(len(clean), generator).to(device)
         with autocast(device, loop.precision):
             conditions = model.conditions(mask, context, field)
-            velocity = network(mix(clean, noise, timestep), network.embed_time(timestep), conditions)
+            velocity = evaluate(mix(clean, noise, timestep), network.embed_time(timestep), conditions)
         return (velocity.float() - (noise - clean)).square().mean()
 
     finished = fit_on_batches(state, source, loss, loop, device=device, directory=out, label="train", after=sheets.draw)
@@ -221,18 +230,6 @@ def _write_data_card(config: TeacherConfig, out: Path) -> None:
         write_json(kept, data_card(directories, splits=("train",)))
     write_whole(out / "teacher" / "data_card.json", kept.read_bytes())
     write_whole(out / "teacher" / "data_card.md", card_markdown(read_json(kept)))
-
-
-def _weights(sets: list[LabelledSet], shares: tuple[tuple[str, float], ...]) -> list[float]:
-    # Every set counts alike unless told: the classes of a small set are as much wanted as those of a large one.
-    wanted = dict(shares)
-    weights = [wanted.pop(item.name, 1.0) for item in sets]
-    if wanted:
-        names = ", ".join(item.name for item in sets)
-        raise TrainingError(f"share of {', '.join(wanted)}: no such set; the sets are {names}")
-    if not any(weights):
-        raise TrainingError("every set has a share of 0; give one a share above it")
-    return weights
 
 
 def _bands(source: BatchSource, path: Path) -> BlockDctConfig:

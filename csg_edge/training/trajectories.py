@@ -5,6 +5,7 @@ Sharded and resumable. A teacher need not be a flow, only a map from noise and c
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from csg_edge.conditions import fibres
 from csg_edge.conditions.fibres import Wish, field_of_mask
-from csg_edge.datasets.batches import Batch, BatchSource, read_training_sets
+from csg_edge.datasets.batches import Batch, BatchSource, read_training_sets, weights_of
 from csg_edge.errors import TrainingError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.noise import MAX_SEED
@@ -43,6 +44,7 @@ class TrajectoryConfig:
     trajectories: int = 2048
     guidance: float = 1.0
     seed: int = 0
+    shares: tuple[tuple[str, float], ...] = ()  # how often a set is drawn, by name; 1 if not named
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
@@ -50,12 +52,13 @@ class TrajectoryConfig:
 
 
 def make_trajectories(
-    teacher: Teacher, config: TrajectoryConfig, directory: Path, *, device: torch.device, precision: str
-) -> bool:
+    teacher: Teacher, config: TrajectoryConfig, directory: Path, *, device: torch.device, precision: str,
+    seconds: float | None = None,
+) -> bool:  # fmt: skip
     """Fill `directory` with shards of SHARD trajectories each, skipping those already there.
 
-    Returns False when stopped early. Raises TrainingError, before anything is written, for guidance that the teacher
-    does not know.
+    seconds: stop after so long, with one shard more at least. Returns False when stopped early. Raises TrainingError,
+    before anything is written, for guidance that the teacher does not know.
     """
     if config.guidance != 1.0 and not teacher.droppable:
         raise TrainingError(
@@ -64,7 +67,12 @@ def make_trajectories(
     sets = read_training_sets(list(config.data), teacher.schema, split="train", size=teacher.image_size)
     dropout = DROPOUT if teacher.droppable else 0.0
     source = BatchSource(
-        sets, [1.0] * len(sets), batch=SHARD, dropout=dropout, seed=config.seed, field_dropout=DRAWN + WISHED
+        sets,
+        weights_of(sets, config.shares),
+        batch=SHARD,
+        dropout=dropout,
+        seed=config.seed,
+        field_dropout=DRAWN + WISHED,
     )
     directory.mkdir(parents=True, exist_ok=True)
     _check_same(directory / "config.json", _fingerprint(teacher, config))
@@ -72,9 +80,11 @@ def make_trajectories(
     shards = [shard_path(directory, index) for index in range(-(-config.trajectories // SHARD))]
     todo = [index for index, path in enumerate(shards) if not path.exists()]
     progress = Progress("trajectories", config.trajectories, done=(len(shards) - len(todo)) * SHARD)
+    begun = time.monotonic()
     with stop_requested() as stopped:
         for index in todo:
-            if stopped():
+            late = seconds is not None and index != todo[0] and time.monotonic() - begun > seconds
+            if stopped() or late:
                 return False
             batch = source.draw(index)
             _, mask, context, _ = tensors(batch, device)
@@ -124,6 +134,7 @@ def _fingerprint(teacher: Teacher, config: TrajectoryConfig) -> dict[str, Any]:
         "data": sorted(path.name for path in config.data),
         "guidance": config.guidance,
         "seed": config.seed,
+        **({"shares": dict(config.shares)} if config.shares else {}),
     }
 
 

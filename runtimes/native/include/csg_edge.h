@@ -13,7 +13,7 @@
  *     csg_edge_close(generator);
  *
  * Threads: every function may be called from any thread at any time, but `csg_edge_close` and
- * `csg_edge_cancellation_destroy`, after which the handle is gone. Nothing is global, nothing is printed, no exception
+ * `csg_edge_cancellation_destroy`, which end what they are given. Nothing is global, nothing is printed, no exception
  * leaves the library. Memory handed in stays the caller's; it is read or written during the call and never kept.
  *
  * The synthetic images are not for diagnosis.
@@ -137,7 +137,7 @@ CSG_EDGE_API const char *csg_edge_status_text(csg_edge_status status);
 CSG_EDGE_API csg_edge_status csg_edge_open(const char *bundle, const csg_edge_options *options,
                                            csg_edge_generator **generator);
 
-/* Wait for what is under way and release everything. NULL is fine. */
+/* Release everything. No other call on the handle may be under way or follow. NULL is fine. */
 CSG_EDGE_API void csg_edge_close(csg_edge_generator *generator);
 
 /* The sentence of the last call that failed on this handle, UTF-8; empty if none did. Copies at most `capacity` bytes,
