@@ -96,7 +96,7 @@ native: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python runtimes/native/pack.py --build $(NATIVE) --bundle csg_edge/models/msk-256 --out dist
 
 native-check: native
-	@set -e; for check in abi address thread "valgrind 10" "fuzz 60" "load 50" "root dist/csg-edge-native-linux-$$(uname -m).tar.gz"; do \
+	@set -e; for check in abi address thread "valgrind 3" "fuzz 60" "load 50" "root dist/csg-edge-native-linux-$$(uname -m).tar.gz"; do \
 		OPENVINO_DIR=$(call openvino_dir) runtimes/native/check.sh $(NATIVE)-check $$check; done
 
 fuzz: $(DEV_ENV)/.ready

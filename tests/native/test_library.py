@@ -298,8 +298,9 @@ class TestChoice:
 
     def test_what_the_log_says(self, shipped: Path) -> None:
         lines: list[tuple[int, str]] = []
-        NativeGenerator(shipped, log=lambda level, text: lines.append((level, text))).close()
-        assert any("opening openvino:CPU:int8" in text for _, text in lines)
+        wanted = {"runtime": "openvino", "precision": "fp32"}
+        NativeGenerator(shipped, log=lambda level, text: lines.append((level, text)), **wanted).close()
+        assert any("opening openvino:CPU:fp32" in text for _, text in lines)
         assert lines[-1][0] == 1
 
     @pytest.mark.parametrize(
