@@ -11,6 +11,7 @@ BENCH_MODE ?= full
 REAL_DATA ?= ../shared/data
 FUZZ_SECONDS ?= 120
 NATIVE ?= build/native
+NATIVE_CHECKS ?= abi address thread "valgrind 3" "fuzz 60" "load 50"
 openvino_dir = $$($(DEV_ENV)/bin/python -c 'import pathlib, openvino; print(pathlib.Path(openvino.__file__).parent / "cmake")')
 EXTRAS_PYTHONS ?= python3.11 python3.13
 
@@ -96,7 +97,7 @@ native: $(DEV_ENV)/.ready
 	@$(DEV_ENV)/bin/python runtimes/native/pack.py --build $(NATIVE) --bundle csg_edge/models/msk-256 --out dist
 
 native-check: native
-	@set -e; for check in abi address thread "valgrind 3" "fuzz 60" "load 50" "root dist/csg-edge-native-linux-$$(uname -m).tar.gz"; do \
+	@set -e; for check in $(NATIVE_CHECKS) "root dist/csg-edge-native-linux-$$(uname -m).tar.gz"; do \
 		OPENVINO_DIR=$(call openvino_dir) runtimes/native/check.sh $(NATIVE)-check $$check; done
 
 fuzz: $(DEV_ENV)/.ready
