@@ -54,7 +54,7 @@ thread)
         stress thread $work
     done
     clang planted-race -DCSG_EDGE_SANITIZE=thread -DCMAKE_CXX_FLAGS=-DCSG_EDGE_PLANTED
-    must_fail planted-race "data race" threads 1 4 5
+    must_fail planted-race "data race" threads 1 8 30
     echo "ThreadSanitizer: clean, and the planted race is found"
     ;;
 valgrind)
