@@ -81,11 +81,6 @@ class OpenEngine::Lease {
 };
 
 void OpenEngine::make(const Job& job) {
-#ifdef CSG_EDGE_PLANTED  // a race and a leak, for the test that the sanitizers find them here, whatever is suppressed
-  ++planted_;
-  char* volatile lost = new char[64];
-  static_cast<void>(lost);
-#endif
   const auto begin = std::chrono::steady_clock::now();
   if (job.image == nullptr) refuse("image: NULL; give memory for the image");
   if (!manifest_.fibre && (job.fibre != nullptr || job.fibre_used != nullptr)) {
@@ -96,6 +91,11 @@ void OpenEngine::make(const Job& job) {
   const Lease lease(*this);
   const Buffers& buffers = (*lease).buffers();
   fill(buffers, job);
+#ifdef CSG_EDGE_PLANTED  // a race and a leak, for the test that the sanitizers find them here, whatever is suppressed
+  ++planted_;
+  char* volatile lost = new char[64];
+  static_cast<void>(lost);
+#endif
   run(*lease, job, begin);
   copy_rows(buffers.image, width, job.image, stride, height, width);
   if (job.fibre_used != nullptr) std::copy_n(buffers.fibre_used, manifest_.fibre_values(), job.fibre_used);
