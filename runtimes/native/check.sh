@@ -83,6 +83,7 @@ abi-renew)
     configure abi
     mkdir -p "$here/abi"
     abidw --no-corpus-path --no-comp-dir-path --no-show-locs --exported-interfaces-only --drop-undefined-syms --drop-private-types --headers-dir "$here/include" --out-file "$here/abi/libcsg_edge.abi" "$build/abi/libcsg_edge.so"
+    sed -i "s# path='[^']*/runtimes/native/# path='#" "$here/abi/libcsg_edge.abi" # of this machine
     ;;
 root)
     root=$build/root

@@ -31,6 +31,7 @@ from csg_edge.noise import noise_for
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fuzz")]
 from mutate import mutate  # noqa: E402
+from tiny_bundle import tiny_bundle  # noqa: E402
 from tiny_model import TINY, tiny_model  # noqa: E402
 
 # Runs a program and prints its resident memory at its highest, KiB.
@@ -215,11 +216,15 @@ class TestFibres:
                 native.generate(scene.mask, scene.image, fibre=field)
             assert caught.value.status == Status.INVALID_ARGUMENT
 
-    def test_a_field_where_none_is_taken(self, native: NativeGenerator) -> None:
-        if native.info().fibre_rows:
-            pytest.skip("the shipped bundle takes fibre fields")
-        with pytest.raises(NativeError, match="takes no fibre field"):
-            native.generate(SCENES[0].mask, SCENES[0].image, fibre=np.zeros((3, 16, 16), np.float32))
+    def test_a_field_where_none_is_taken(self, tmp_path: Path) -> None:
+        tiny_bundle(tmp_path)
+        scene = SCENES[0]
+        with NativeGenerator(tmp_path, runtime="openvino", precision="fp32") as native:
+            assert native.info().fibre_rows == 0
+            for name in ("fibre", "used"):
+                with pytest.raises(NativeError, match="tiny: this bundle takes no fibre field") as caught:
+                    native.generate(scene.mask, scene.image, **{name: np.zeros((3, 16, 16), np.float32)})  # type: ignore[arg-type]
+                assert caught.value.status == Status.INVALID_ARGUMENT
 
 
 class TestChoice:

@@ -244,7 +244,7 @@ void check_uses(const Manifest& manifest, const std::vector<std::string>& graphs
   }
 }
 
-Manifest manifest_of(const Json& json, const std::string& name) {
+Manifest manifest_of(const Json& json) {
   const Reader top(json, "manifest");
   if (!json.is_object() || json.count("format") == 0 || !json["format"].is_number_integer() ||
       std::find(std::begin(kFormats), std::end(kFormats), json["format"].get<int64_t>()) == std::end(kFormats)) {
@@ -285,7 +285,6 @@ Manifest manifest_of(const Json& json, const std::string& name) {
     found.files[file] = FileEntry{item["sha256"].text(), item["size"].natural()};
   }
   check_uses(found, graphs);
-  (void)name;
   return found;
 }
 
@@ -327,7 +326,7 @@ std::pair<std::string, std::string> both_files(const std::string& direction) {
 
 Manifest parse_manifest(std::string_view text, const std::string& name) {
   try {
-    return manifest_of(parse_json(text, name), name);
+    return manifest_of(parse_json(text, name));
   } catch (const Json::exception&) {  // every value is checked before it is taken, so this is a fault of ours
     bad_bundle(name + ": a value has the wrong type; export the bundle again");
   } catch (const Failure& failure) {

@@ -42,6 +42,16 @@ std::string fixed(double value, int digits) {
   return text;
 }
 
+// The job of a golden case, into `image`.
+Job golden_job(const CaseData& data, uint64_t seed, std::vector<uint8_t>& image) {
+  Job job;
+  job.mask = data.mask.data();
+  job.context = data.context.data();
+  job.seed = seed;
+  job.image = image.data();
+  return job;
+}
+
 class Loader {
  public:
   Loader(const Bundle& bundle, const Options& options, Backends& backends)
@@ -276,11 +286,7 @@ class Loader {
     const GoldenCase& one = bundle_.manifest.golden.front();
     const CaseData data = read_case(bundle_, one, engine.steps);
     std::vector<uint8_t> image(bundle_.manifest.pixels());
-    Job job;
-    job.mask = data.mask.data();
-    job.context = data.context.data();
-    job.seed = one.seed;
-    job.image = image.data();
+    const Job job = golden_job(data, one.seed, image);
     double quickest[2] = {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity()};
     for (int lap = 0; lap <= kRaceRounds; ++lap) {
       for (int which = 0; which < 2; ++which) {
@@ -324,11 +330,7 @@ CaseResult run_case(const Bundle& bundle, const Engine& engine, OpenEngine& open
   const CaseData data = read_case(bundle, one, engine.steps);
   std::vector<uint8_t> image(bundle.manifest.pixels());
   std::vector<float> used(bundle.manifest.fibre_values());
-  Job job;
-  job.mask = data.mask.data();
-  job.context = data.context.data();
-  job.seed = one.seed;
-  job.image = image.data();
+  Job job = golden_job(data, one.seed, image);
   job.fibre = data.field.empty() ? nullptr : data.field.data();
   job.fibre_used = used.empty() ? nullptr : used.data();
   open.make(job);
