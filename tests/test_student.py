@@ -31,6 +31,7 @@ from csg_edge.training.distil import (
     LossTerms,
     check_terms,
     distil,
+    orientation_distance,
     relative_distance,
     seam_distances,
     squared_shift,
@@ -48,7 +49,7 @@ from csg_edge.training.trajectories import Trajectories, Trajectory, TrajectoryC
 
 CPU = torch.device("cpu")
 LOOP = LoopConfig(iterations=2, batch=2, warmup=1)
-ALL_TERMS = replace(BLOCK_DCT_TERMS, relative=0.5)
+ALL_TERMS = replace(BLOCK_DCT_TERMS, relative=0.5, orientation=0.5)
 TINY = NetworkConfig(
     classes=len(MSK_SCHEMA), widths=(32, 64), blocks=(1, 1), embedding=32, mask_features=8, heads=2, deeper=1,
     context_tokens=True,
@@ -214,6 +215,30 @@ def test_seams_are_told_from_speckle() -> None:
     assert found["grid"][0] > 2.0 * found["smooth"][0]
     assert found["grid"][1] > 2.0 * found["smooth"][1]
     assert seam_distances(image, image, patch=4)[1] == 0.0
+
+
+def test_orientation_is_told_by_direction_and_order_and_not_by_contrast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+
+    def stripes(degrees: float, noise: float) -> torch.Tensor:
+        angle = np.radians(degrees)
+        waves = torch.sin(0.8 * (np.sin(angle) * columns + np.cos(angle) * rows))
+        return (0.4 * waves + noise * torch.randn(rows.shape, generator=generator))[None, None]
+
+    level = stripes(0.0, 0.05)
+    same = orientation_distance(level, level)
+    assert same < 0.02
+    assert orientation_distance(0.5 * level + 0.2, level) < 0.03
+    turned = [orientation_distance(stripes(angle, 0.05), level) for angle in (5.0, 15.0, 45.0)]
+    assert turned == sorted(turned)
+    assert turned[0] > 0.1
+    assert abs(orientation_distance(stripes(-15.0, 0.05), level) - turned[1]) < 0.02
+    assert orientation_distance(stripes(0.0, 0.5), level) > 0.2  # as directed, with less order
+    made = stripes(0.0, 0.3).requires_grad_()
+    orientation_distance(made, level).backward()
+    assert made.grad is not None
+    assert torch.isfinite(made.grad).all()
 
 
 def test_seams_are_refused_where_there_are_no_blocks(

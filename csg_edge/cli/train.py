@@ -224,6 +224,9 @@ def train_autoencoder(
     "--relative", "Weight of the error relative to the local power of each band; 0.5 where shadows come out grainy."
 )
 @weight_option(
+    "--orientation", "Weight of the difference in local orientation; 0.5 where fibres come out with too little order."
+)
+@weight_option(
     "--feature-matching",
     "Weight of feature matching, which brings back what all images miss alike; 10 for the last few hundred iterations. "
     "Needs the quality extra, whose encoder is fitted first, beside the trajectories.",
@@ -243,8 +246,8 @@ def train_autoencoder(
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
     teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
-    feature_matching: float, compiled: bool, init: Path | None, shares: tuple[str, ...], iterations: int,
-    minutes: float | None, batch: int, learning_rate: float, seed: int, device: str, precision: str,
+    orientation: float, feature_matching: float, compiled: bool, init: Path | None, shares: tuple[str, ...],
+    iterations: int, minutes: float | None, batch: int, learning_rate: float, seed: int, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
 
@@ -271,7 +274,7 @@ def distill(
         check_compiler(where)
     model = load_teacher(teacher, steps=teacher_steps)
     # Refused before hours of trajectories, not after.
-    terms = LossTerms(texture, seams, relative, feature_matching)
+    terms = LossTerms(texture, seams, relative, orientation, feature_matching)
     check_terms(terms, model.autoencoder, batch=batch)
     if feature_matching:
         need(*QUALITY_EXTRA, extra="quality")

@@ -39,6 +39,9 @@ TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is t
 POWER_FLOOR = 1e-2  # of latents of unit variance
 SEAM_CELL = 8  # pixels along and seams across, over which the power of the steps at seams is taken
 SEAM_FLOOR = 1e-4  # of squared steps, black to white being 2
+WINDOWS = (8, 16, 32)  # pixels, each way, over which orientation is taken
+NEIGHBOURHOOD = 32  # pixels, each way, over whose strength gradients are divided
+GRADIENT_FLOOR = 2.5e-4  # of squared gradients a pixel, black to white being 2: two grey levels
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class LossTerms:
 
     texture: of `texture_distance`, and of the like for seams, which keep the power that a regression would average
     away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`.
-    feature_matching: of `squared_shift` of features, for which all images of a batch stand at one evaluation.
+    orientation: of `orientation_distance`. feature_matching: of `squared_shift` of features, for which all images of a
+    batch stand at one evaluation.
     """
 
     texture: float = 0.0
     seams: float = 0.0
     relative: float = 0.0
+    orientation: float = 0.0
     feature_matching: float = 0.0
 
 
@@ -110,11 +115,14 @@ def distil(
             distance = distance + terms.texture * texture_distance(jump, wanted)
         if terms.relative:
             distance = distance + terms.relative * relative_distance(jump, wanted)
-        if isinstance(blocks, BlockDct) and (terms.texture or terms.seams or features is not None):
+        in_pixels = terms.texture or terms.seams or terms.orientation or features is not None
+        if isinstance(blocks, BlockDct) and in_pixels:
             made, meant = blocks.decode_unit(jump), blocks.decode_unit(wanted)
             if terms.texture or terms.seams:
                 error, power = seam_distances(made, meant, patch=blocks.patch)
                 distance = distance + terms.seams * error + terms.texture * power
+            if terms.orientation:
+                distance = distance + terms.orientation * orientation_distance(made, meant)
             if features is not None:
                 with autocast(device, loop.precision):
                     differences = features(made) - features(meant)
@@ -205,6 +213,46 @@ def seam_distances(made: Tensor, wanted: Tensor, *, patch: int) -> tuple[Tensor,
     return error, across + down
 
 
+def orientation_distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """Mean difference of local orientation of two (B, 1, H, W) images, H and W multiples of 32, -1..1.
+
+    Orientation is the vector of the structure tensor (Bigün & Granlund, ICCV 1987), the longer the more the gradients
+    of a window agree. The difference of the vectors is counted, and beside it that of their lengths, the coherence:
+    where a student cannot know a direction, the best vector is a short one, and fibres come out with less order than
+    its teacher's.
+    """
+    first, second = (_orientation(image) for image in (made, wanted))
+    total = made.new_zeros(())
+    for (u, v, weight), (wanted_u, wanted_v, wanted_weight) in zip(first, second, strict=True):
+        kept = (weight * wanted_weight).sqrt().detach()
+        turned = ((u - wanted_u).square() + (v - wanted_v).square() + LOSS_FLOOR).sqrt()
+        lengths = [(a.square() + b.square() + LOSS_FLOOR).sqrt() for a, b in ((u, v), (wanted_u, wanted_v))]
+        total = total + (kept * (turned + (lengths[0] - lengths[1]).abs())).sum() / kept.sum()
+    return total / len(WINDOWS)
+
+
+def _orientation(image: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each of WINDOWS the two parts of the orientation vector and the weight of each window, 0 to 1.
+
+    Gradients are divided by their strength around them first, so neither gain nor contrast nor depth counts.
+    """
+    smooth = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    # Scharr's derivatives are true to direction, which central differences are not.
+    scharr = smooth.new_tensor([[-3.0, 0.0, 3.0], [-10.0, 0.0, 10.0], [-3.0, 0.0, 3.0]]) / 32.0
+    gradients = F.conv2d(
+        F.pad(smooth, (1, 1, 1, 1), mode="reflect"), torch.stack([scharr, scharr.T.contiguous()])[:, None]
+    )
+    across, down = gradients[:, :1], gradients[:, 1:]
+    tensor = torch.cat([across.square() + down.square(), across.square() - down.square(), 2 * across * down], 1)
+    strength = F.avg_pool2d(tensor[:, :1], NEIGHBOURHOOD) + GRADIENT_FLOOR
+    tensor = tensor / F.interpolate(strength, scale_factor=float(NEIGHBOURHOOD), mode="bilinear")
+    found = []
+    for window in WINDOWS:
+        trace, u, v = F.avg_pool2d(tensor, window).split(1, 1)
+        found.append((u / (trace + 1e-6), v / (trace + 1e-6), trace.clamp_max(1.0)))
+    return found
+
+
 def squared_shift(differences: Tensor) -> Tensor:
     """Of (B, K) differences of features, B at least 2: the mean square of their mean, without bias.
 
@@ -219,6 +267,7 @@ def check_terms(terms: LossTerms, autoencoder: object, *, batch: int) -> None:
     """Raise TrainingError for terms that this autoencoder, a student's or its teacher's, or the batch cannot give."""
     for weight, option, lacks in (
         (terms.seams, "--seams", "the latents of a learned autoencoder have no blocks"),
+        (terms.orientation, "--orientation", "not for the latents of a learned autoencoder"),
         (terms.feature_matching, "--feature-matching", "not for the latents of a learned autoencoder"),
     ):
         if weight and not isinstance(autoencoder, BlockDct):
