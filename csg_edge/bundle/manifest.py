@@ -193,6 +193,11 @@ class Bundle:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which holds that of every other file."""
+        return hashlib.sha256(self.file(MANIFEST_NAME).read_bytes()).hexdigest()
+
 
 def find_bundle(name: str) -> Path:
     """A path to a bundle folder, or the name of one shipped in the package. Raises BundleError if there is neither."""

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from csg_edge import __version__
+from csg_edge.cli.augment import augment
 from csg_edge.cli.bench import bench
 from csg_edge.cli.calibrate import calibrate
 from csg_edge.cli.data import pack, phantom
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 for command in (
-    generate, info, doctor, verify, bench, train, train_autoencoder, distill, tune_int8, export, calibrate, build,
-    serve_repository, validate, fit_evaluators, pack, phantom,
+    generate, augment, info, doctor, verify, bench, train, train_autoencoder, distill, tune_int8, export, calibrate,
+    build, serve_repository, validate, fit_evaluators, pack, phantom,
 ):  # fmt: skip
     main.add_command(command)

@@ -67,6 +67,11 @@ def says_burned_in(path: Path) -> bool:
     return _open(path, pixels=False)[1].burned_in
 
 
+def has_region(path: Path) -> bool:
+    """Whether an image is cropped to the only tissue region it names. Raises InputError if it cannot be read."""
+    return _open(path, pixels=False)[1].region is not None
+
+
 def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     """One frame as (H, W) uint8 grey levels, cropped to the ultrasound region if there is exactly one of tissue in 2-D.
 

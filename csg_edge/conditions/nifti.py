@@ -73,6 +73,25 @@ def read_slice(path: Path, index: int | None = None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values.T.astype(np.uint8))
 
 
+def encode(slice_: NDArray[np.uint8], spacing: tuple[float, float, float], *, packed: bool) -> bytes:
+    """The bytes of a NIfTI file of one slice (H, W), which `read_slice` gives back; packed: with gzip.
+
+    spacing: of columns, rows and slices in millimetres. The header says these and the axes, and no place of a patient.
+    """
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError("writing NIfTI needs nibabel; pip install 'csg-edge[nifti]'") from None
+    library: Any = nibabel
+    columns, rows, apart = spacing
+    # Columns run left and rows posterior, which NIfTI, whose axes run right and anterior, says with a minus.
+    affine = np.diag([-columns, -rows, apart, 1.0])
+    image = library.Nifti1Image(np.ascontiguousarray(slice_.T)[:, :, None], affine)
+    image.header.set_xyzt_units("mm")
+    data: bytes = image.to_bytes()
+    return gzip.compress(data, mtime=0) if packed else data
+
+
 def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape with three axes: an image of two has one slice."""
     return (*shape, 1, 1)[:3]

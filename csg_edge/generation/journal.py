@@ -1,7 +1,8 @@
 """The record of a long job that grows with it, so that a job that was killed goes on where it was.
 
 `generated.jsonl` lies in the output folder while the job runs: a line that says which job it is, then a line for each
-image whose files are whole. A line torn by a crash counts for nothing. At the end `generated.json` takes its place.
+image, or other piece of the work, whose files are whole. A line torn by a crash counts for nothing. At the end
+`generated.json` takes its place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import IO, Any
 from csg_edge.errors import InputError
 from csg_edge.storage import write_json
 
-GROWING, FINISHED = "generated.jsonl", "generated.json"
+GENERATED = "generated"  # of the record's files, the name before .jsonl and .json
+GROWING, FINISHED = f"{GENERATED}.jsonl", f"{GENERATED}.json"
 
 
 def job_digest(job: Mapping[str, Any]) -> str:
@@ -25,19 +27,19 @@ def job_digest(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
-def finished_digest(out: Path) -> str:
+def finished_digest(out: Path, name: str = GENERATED) -> str:
     """Of the job whose whole record lies in a folder; empty where there is none, or a file that is something else."""
-    return str(_finished(out).get("job", ""))
+    return str(_finished(out, name).get("job", ""))
 
 
-def finished_record(out: Path) -> dict[str, Any]:
+def finished_record(out: Path, name: str = GENERATED) -> dict[str, Any]:
     """The whole record that lies in a folder, without its digest; empty where there is none."""
-    return {name: value for name, value in _finished(out).items() if name != "job"}
+    return {key: value for key, value in _finished(out, name).items() if key != "job"}
 
 
-def _finished(out: Path) -> dict[str, Any]:
+def _finished(out: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((out / FINISHED).read_text(encoding="utf-8"))
+        found = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -46,20 +48,21 @@ def _finished(out: Path) -> dict[str, Any]:
 class Journal:
     """What an output folder holds of a job. Raises InputError where the folder belongs to another job."""
 
-    def __init__(self, out: Path, digest: str) -> None:
+    def __init__(self, out: Path, digest: str, name: str = GENERATED) -> None:
         self.out, self.digest = out, digest
-        self.finished = finished_digest(out) == digest
+        self._growing, self._whole = out / f"{name}.jsonl", out / f"{name}.json"
+        self.finished = finished_digest(out, name) == digest
         self.done = self._read_done()
 
     @contextmanager
     def growing(self) -> Iterator[IO[str]]:
         """The growing record, opened to add lines; made with its first line if it is not there."""
-        path = self.out / GROWING
+        path = self._growing
         self.out.mkdir(parents=True, exist_ok=True)
         _remove_left_overs(self.out)
         lines = [{"job": self.digest}, *({**facts, "name": name} for name, facts in self.done.items())]
         # Written anew, so that a torn line does not stay.
-        aside = path.with_name(f".{GROWING}.partial-{os.getpid()}")
+        aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(aside, path)
         with path.open("a", encoding="utf-8") as file:
@@ -73,13 +76,13 @@ class Journal:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Put the whole record in place of the growing one."""
-        write_json(self.out / FINISHED, {"job": self.digest, **record})
+        write_json(self._whole, {"job": self.digest, **record})
         with suppress(FileNotFoundError):
-            (self.out / GROWING).unlink()
+            self._growing.unlink()
 
     def _read_done(self) -> dict[str, dict[str, Any]]:
         """What an earlier run finished, in its order: names of images and what it said of them."""
-        path = self.out / GROWING
+        path = self._growing
         if not path.is_file():
             return {}
         lines = []
@@ -89,7 +92,7 @@ class Journal:
         if not lines or not isinstance(lines[0], dict) or lines[0].get("job") != self.digest:
             raise InputError(
                 f"--out {self.out}: an unfinished job with other arguments or files is there; run its command again to "
-                f"finish it, choose another folder, or remove {GROWING} and its images"
+                f"finish it, choose another folder, or remove {path.name} and its images"
             )
         whole = [line for line in lines[1:] if isinstance(line, dict) and "name" in line]
         return {str(line["name"]): {key: line[key] for key in line if key != "name"} for line in whole}
@@ -97,7 +100,7 @@ class Journal:
 
 def _remove_left_overs(out: Path) -> None:
     """Files that a killed run was writing; the folder is this job's own."""
-    for folder in (out, out / "masks", out / "fibres"):
+    for folder in (out, *(path for path in out.iterdir() if path.is_dir())):
         for path in folder.glob(".*.partial-*"):
             with suppress(OSError):
                 path.unlink()

@@ -52,32 +52,45 @@ class Memorisation:
     suspects: NDArray[np.intp]
 
 
+class Reference:
+    """(M, H, W) uint8 images that others are compared with, reduced once. Raises InputError for constant images."""
+
+    def __init__(self, references: NDArray[np.uint8]) -> None:
+        check_images(references, "reference images")
+        self._shape = references.shape[1:]
+        self._fixed = reduced(references).reshape(len(references), -1)
+
+    def distances(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """`image_distances` of (N, H, W) images: (N, M). Raises InputError for constant images or another size."""
+        check_images(images)
+        if images.shape[1:] != self._shape:
+            raise InputError(f"images of {images.shape[1:]} and references of {self._shape}; read both at one size")
+        result = np.empty((len(images), len(self._fixed)), np.float32)
+        shifts = [(r, c) for r in range(-REACH, REACH + 1) for c in range(-REACH, REACH + 1)]
+        for start in range(0, len(images), _STEP):
+            small = reduced(images[start : start + _STEP])
+            forms = [
+                np.roll(side, shift, axis=(1, 2)) for side in (small, small[:, :, ::-1]) for shift in shifts
+            ]  # the taper of reduced leaves nothing at the borders for np.roll to carry round
+            moved = np.stack(forms).reshape(-1, self._fixed.shape[1])
+            correlation = (moved @ self._fixed.T).reshape(len(forms), len(small), -1)
+            result[start : start + _STEP] = 1 - correlation.max(axis=0)
+        return result
+
+
 def image_distances(images: NDArray[np.uint8], references: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N, M): 1 - the best correlation of band-passed images over small shifts and mirroring; 0 for a copy, 1 unlike.
 
     images: (N, H, W), references: (M, H, W). Gain and slow shading drop out by the band-pass, noise by the reduction to
     CELLS x CELLS. Raises InputError for constant images or different sizes.
     """
-    _check_sizes(images, references)
-    fixed = reduced(references).reshape(len(references), -1)
-    result = np.empty((len(images), len(references)), np.float32)
-    shifts = [(r, c) for r in range(-REACH, REACH + 1) for c in range(-REACH, REACH + 1)]
-    for start in range(0, len(images), _STEP):
-        small = reduced(images[start : start + _STEP])
-        forms = [
-            np.roll(side, shift, axis=(1, 2)) for side in (small, small[:, :, ::-1]) for shift in shifts
-        ]  # the taper of reduced leaves nothing at the borders for np.roll to carry round
-        moved = np.stack(forms).reshape(-1, fixed.shape[1])
-        correlation = (moved @ fixed.T).reshape(len(forms), len(small), -1)
-        result[start : start + _STEP] = 1 - correlation.max(axis=0)
-    return result
+    return Reference(references).distances(images)
 
 
 def own_distances(images: NDArray[np.uint8], references: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N,): `image_distances` of each image to the reference at the same position, such as its own context."""
     if len(images) != len(references):
         raise InputError(f"{len(images)} images, {len(references)} references; give one reference an image")
-    _check_sizes(images, references)
     pairs = zip(images, references, strict=True)
     return np.array([image_distances(image[None], reference[None])[0, 0] for image, reference in pairs], np.float32)
 
@@ -166,12 +179,3 @@ def _weighted_quantile(values: NDArray[np.float64], weights: Weights, share: flo
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / weights.sum()
     return float(values[order][np.searchsorted(reached, share - 1e-12)])
-
-
-def _check_sizes(images: NDArray[np.uint8], references: NDArray[np.uint8]) -> None:
-    check_images(images)
-    check_images(references, "reference images")
-    if images.shape[1:] != references.shape[1:]:
-        raise InputError(
-            f"images of {images.shape[1:]} and references of {references.shape[1:]}; read both at one size"
-        )
