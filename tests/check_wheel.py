@@ -17,6 +17,7 @@ NEEDED = (
     "csg_edge/quality/templates/report.html",
     "csg_edge/quality/templates/turing.js",
     "csg_edge/benchmarks/scenarios/short.toml",
+    "csg_edge/augment/templates/augment.html",
     "csg_edge/benchmarks/templates/bench.html",
     "csg_edge/py.typed",
 )

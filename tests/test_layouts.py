@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from csg_edge.conditions.files import write_png
 from csg_edge.datasets.card import set_card
 from csg_edge.datasets.labelled_set import find_sets, read_set, schema_of, splits_of
-from csg_edge.datasets.layouts import VAL_SHARE, open_folder, split_of
+from csg_edge.datasets.layouts import ELSEWHERE, VAL_SHARE, open_folder, split_of
 from csg_edge.datasets.packing import pack_sets
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, NO_MASK, LabelSchema
@@ -188,7 +188,10 @@ def test_the_first_fold_of_nnunet_is_kept(tmp_path: Path) -> None:
     assert [name for name in NAMES if found[name][0] == "val"] == NAMES[:2]
     folds[0]["train"].remove("case5")
     (folder / "splits_final.json").write_text(json.dumps(folds))
-    with pytest.raises(InputError, match=r"splits_final\.json: case5 not in the first fold"):
+    assert {item.split for item in open_folder(folder).examples if item.name == "case5"} == {ELSEWHERE}
+    folds[1]["val"].remove("case5")
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(InputError, match=r"splits_final\.json: case5 not in any fold"):
         open_folder(folder)
 
 

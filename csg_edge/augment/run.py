@@ -15,6 +15,7 @@ from typing import Any
 from csg_edge.augment.checks import Checks
 from csg_edge.augment.make import Maker, Outcome, Unit, name_of, units_of
 from csg_edge.augment.plan import Plan, counts
+from csg_edge.augment.report import write_report
 from csg_edge.augment.sources import TEXT_CHOICES, Sources
 from csg_edge.augment.writers import (
     REAL,
@@ -28,11 +29,12 @@ from csg_edge.augment.writers import (
     check_names,
 )
 from csg_edge.conditions.frames import split_frame
+from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.errors import InputError
 from csg_edge.generation.generator import Generator
 from csg_edge.generation.journal import Journal, finished_digest, finished_record, job_digest
 from csg_edge.progress import Progress
-from csg_edge.storage import write_whole
+from csg_edge.storage import write_json, write_whole
 
 RECORD = "augmented"
 PROVENANCE = "provenance.jsonl"
@@ -145,6 +147,8 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
             "options": {key: None if value is None else str(value) for key, value in asdict(options).items()},
             "limits": None if checks is None else checks.limits, **totals([done[_key(unit)] for unit in units]),
         }  # fmt: skip
+        _write_card(out)
+        write_report(out, record, entries, writer)
         kept.finish(record)
     except OSError as error:
         raise InputError(
@@ -152,6 +156,13 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
             "the same command again, or choose another folder"
         ) from None
     return {"out": str(out), **record, "made_now": left}
+
+
+def _write_card(out: Path) -> None:
+    """The data card of what was written, as `csg-edge pack` and teachers have it."""
+    card = data_card([out], splits=("train", "val"))
+    write_json(out / "data_card.json", card)
+    write_whole(out / "DATA_CARD.md", card_markdown(card))
 
 
 def remake(directory: Path, out: Path, name: str, plan: Plan, generator: Generator) -> dict[str, Any]:

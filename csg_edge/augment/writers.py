@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from csg_edge.augment.make import PREFIX, Made
 from csg_edge.augment.sources import Sources, fold_count
 from csg_edge.conditions import nifti
-from csg_edge.conditions.files import write_png
+from csg_edge.conditions.decoding import decode_image
+from csg_edge.conditions.files import read_context, write_png
 from csg_edge.conditions.frames import split_frame
 from csg_edge.datasets.layouts import GROUPS, LABELS, MANIFEST, NNUNET, NNUNET_ENDINGS, NNUNET_SPLITS
 from csg_edge.datasets.nnunet_labels import IGNORE
@@ -53,6 +54,9 @@ class Writer(Protocol):
     def is_whole(self, name: str) -> bool:
         """Whether the files of an image are there."""
 
+    def read(self, item: Entry) -> tuple[Image, Image]:
+        """An image that was written and its mask, in the set's own numbers."""
+
     def finish(self, entries: Sequence[Entry]) -> None:
         """What says which images there are."""
 
@@ -70,6 +74,10 @@ class FolderWriter:
 
     def is_whole(self, name: str) -> bool:
         return all((self._out / folder / f"{name}.png").is_file() for folder in ("images", "masks"))
+
+    def read(self, item: Entry) -> tuple[Image, Image]:
+        image, mask = (self._out / folder / f"{item.name}.png" for folder in ("images", "masks"))
+        return read_context(image), decode_image(mask.read_bytes(), mask)
 
     def finish(self, entries: Sequence[Entry]) -> None:
         source = self._sources.set
@@ -139,6 +147,11 @@ class NnunetWriter:
 
     def is_whole(self, name: str) -> bool:
         return all(path.is_file() for path in self._files(name))
+
+    def read(self, item: Entry) -> tuple[Image, Image]:
+        image, mask = self._files(item.name)
+        stored = nifti.read_slice(mask) if nifti.is_nifti(mask) else decode_image(mask.read_bytes(), mask)
+        return read_context(image), stored
 
     def finish(self, entries: Sequence[Entry]) -> None:
         write_json(self._out / NNUNET, {**self._about, "numTraining": len(entries)})

@@ -31,6 +31,7 @@ MANIFEST, LABELS, GROUPS = "manifest.csv", "labels.json", "groups.csv"
 NNUNET, NNUNET_SPLITS = "dataset.json", "splits_final.json"
 NNUNET_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz")
 MASK_FOLDERS = ("masks", "labels")
+ELSEWHERE = "elsewhere"  # the split of an image that the first fold leaves out
 VAL_SHARE = 0.15  # of the groups, where a set does not say which are for validation
 
 Image = NDArray[np.uint8]
@@ -219,13 +220,15 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
 
 
 def _split_by_fold(path: Path, examples: tuple[Example, ...]) -> tuple[Example, ...]:
+    """Splits of the first fold. What only other folds name, as images made of what it validates, is in neither."""
     try:
-        splits = {str(name): split for split in ("train", "val") for name in _read_json(path)[0][split]}
+        folds = [{str(name): split for split in ("train", "val") for name in fold[split]} for fold in _read_json(path)]
+        splits = {name: ELSEWHERE for fold in folds for name in fold} | folds[0]
     except (KeyError, IndexError, TypeError):
         raise InputError(f"{path}: no train and val of a first fold; write it as nnU-Net does, or remove it") from None
     without = [item.name for item in examples if item.name not in splits]
     if without:
-        raise InputError(f"{path}: {_count(without)} not in the first fold; add the names, or remove the file")
+        raise InputError(f"{path}: {_count(without)} not in any fold; add the names, or remove the file")
     return tuple(Example(item.name, item.group, splits[item.name]) for item in examples)
 
 
@@ -273,6 +276,8 @@ def _check_groups(found: FolderSet) -> None:
     """A group in two splits would be trained on and judged by."""
     splits: dict[str, str] = {}
     for item in found.examples:
+        if item.split == ELSEWHERE:
+            continue
         if splits.setdefault(item.group, item.split) != item.split:
             raise InputError(
                 f"{found.path}: group {item.group} is in splits {splits[item.group]} and {item.split}; "
