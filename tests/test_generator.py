@@ -242,6 +242,24 @@ class TestProcesses:
                 np.testing.assert_array_equal(image, wanted)
             np.testing.assert_array_equal(generator.generate_one(MASKS[0], CONTEXTS[0], 0), expected[0])
 
+    @pytest.mark.parametrize("left", ["closed", "forgotten"])
+    def test_a_child_opens_an_engine_like_one_that_the_parent_has_done_with(self, left: str) -> None:
+        """OpenVINO gave the child the closed engine's threads, which do not run there."""
+        code = (
+            "import os, sys, csg_edge, numpy as np\n"
+            "zeros = np.zeros((256, 256), np.uint8)\n"
+            "generator = csg_edge.load(runtime='openvino', precision='fp32', threads=1)\n"
+            "made = generator.generate_one(zeros, zeros, 0)\n"
+            f"{'generator.close()' if left == 'closed' else 'del generator'}\n"
+            "child = os.fork()\n"
+            "again = csg_edge.load(runtime='openvino', precision='fp32', threads=1).generate_one(zeros, zeros, 0)\n"
+            "assert (again == made).all()\n"
+            "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+            "os._exit(0)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
     def test_a_pickle_opens_anew_and_stays_closed_if_it_was(self, generator: Generator) -> None:
         with pickle.loads(pickle.dumps(generator)) as other:
             np.testing.assert_array_equal(

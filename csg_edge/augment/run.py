@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_edge.augment.checks import Checks
+from csg_edge.augment.dicom_files import DicomWriter
 from csg_edge.augment.make import Maker, Outcome, Unit, name_of, units_of
 from csg_edge.augment.plan import Plan, counts
 from csg_edge.augment.report import write_report
@@ -28,6 +29,7 @@ from csg_edge.augment.writers import (
     at_size,
     check_names,
 )
+from csg_edge.conditions import dicom
 from csg_edge.conditions.frames import split_frame
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.errors import InputError
@@ -38,7 +40,7 @@ from csg_edge.storage import write_json, write_whole
 
 RECORD = "augmented"
 PROVENANCE = "provenance.jsonl"
-FORMATS = ("same", "folder", "nnunet")
+FORMATS = ("same", "folder", "nnunet", "dicom")
 SIDE_BY_SIDE = 8  # masks whose images are made side by side
 
 
@@ -112,7 +114,7 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
         return {"out": str(out), **finished_record(out, RECORD), "made_now": 0, "seconds": 0.0}
     if finished_digest(out, RECORD):
         raise InputError(f"--out {out}: {RECORD}.json of another job is there; choose another folder or move it away")
-    writer = open_writer(sources, out, options)
+    writer = open_writer(sources, out, options, job=digest, began=kept.began)
     checks = Checks(sources, least=plan.dice, segmenter=options.segmenter) if options.checked else None
     maker = Maker(plan, sources, generator, checks)
     numbers = counts(plan, sources.present(), sources.schema.names, real=options.real)
@@ -131,7 +133,7 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
             entries = list(_write_real(sources, writer)) if options.real else []
             for outcome in _outcomes(maker, todo):
                 for made in outcome.made:
-                    writer.write(made.name, made.position, *at_size(made, sources, options.size))
+                    writer.write(made.name, made.position, *at_size(made, sources, options.size), SYNTHETIC)
                 facts = facts_of(outcome)
                 Journal.add(file, _key(outcome.unit), facts)
                 done[_key(outcome.unit)] = facts
@@ -141,7 +143,8 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
         writer.finish(entries)
         write_whole(out / PROVENANCE, "".join(json.dumps(row) + "\n" for _, row in rows))
         record = {
-            **seen, "bundle": generator.bundle.manifest.name, "manifest_sha256": generator.bundle.digest,
+            **seen, "began": kept.began, "bundle": generator.bundle.manifest.name,
+            "manifest_sha256": generator.bundle.digest,
             "engine": generator.engine.target, "effective_precision": generator.runtime.effective_precision,
             "steps": generator.engine.steps, "format": writer.__class__.__name__,
             "options": {key: None if value is None else str(value) for key, value in asdict(options).items()},
@@ -181,11 +184,11 @@ def remake(directory: Path, out: Path, name: str, plan: Plan, generator: Generat
     options = Options(given["format"], given["size"], given["text"], given["real"] == "True", False)
     sources = open_sources(directory, plan, generator, options)
     made = Maker(plan, sources, generator, None).remake(facts)
-    writer = open_writer(sources, out, options)
+    writer = open_writer(sources, out, options, job=finished_digest(out, RECORD), began=record["began"])
     missing = not writer.is_whole(name)
     same = made.facts["image_sha256"] == facts["image_sha256"]
     if missing and same:
-        writer.write(name, made.position, *at_size(made, sources, options.size))
+        writer.write(name, made.position, *at_size(made, sources, options.size), SYNTHETIC)
     return {**facts, "same": same, "written": missing and same}
 
 
@@ -199,10 +202,12 @@ def read_provenance(out: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path}: not readable; give the folder that csg-edge augment wrote") from None
 
 
-def open_writer(sources: Sources, out: Path, options: Options) -> Writer:
-    """What writes the kind of set that was asked for."""
-    kind = NnunetWriter if _format(sources.set.path, options) == "nnunet" else FolderWriter
-    return kind(sources, out, anonymous=not options.real)
+def open_writer(sources: Sources, out: Path, options: Options, *, job: str, began: str) -> Writer:
+    """What writes the kind of set that was asked for. job, began: as `dicom_files.DicomWriter` has them."""
+    kind, anonymous = _format(sources.set.path, options), not options.real
+    if kind == "dicom" or (options.format == "same" and dicom.is_dicom(sources.set.images[0].path)):
+        return DicomWriter(sources, out, anonymous=anonymous, job=job, began=began)
+    return (NnunetWriter if kind == "nnunet" else FolderWriter)(sources, out, anonymous=anonymous)
 
 
 def check_output(directory: Path, out: Path) -> None:
@@ -256,7 +261,7 @@ def _write_real(sources: Sources, writer: Writer) -> Iterator[Entry]:
             continue
         if not writer.is_whole(item.name):
             image, mask = sources.read(position)
-            writer.write(item.name, position, image, sources.stored(sources.to_schema(mask)))
+            writer.write(item.name, position, image, sources.stored(sources.to_schema(mask)), REAL)
         yield Entry(item.name, position, REAL)
 
 

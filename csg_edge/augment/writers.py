@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from csg_edge.augment.make import PREFIX, Made
 from csg_edge.augment.sources import Sources, fold_count
 from csg_edge.conditions import nifti
+from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.decoding import decode_image
 from csg_edge.conditions.files import read_context, write_png
 from csg_edge.conditions.frames import split_frame
@@ -48,7 +49,7 @@ class Entry:
 class Writer(Protocol):
     """Writes one kind of data set into a folder."""
 
-    def write(self, name: str, position: int, image: Image, mask: Image) -> None:
+    def write(self, name: str, position: int, image: Image, mask: Image, origin: str) -> None:
         """An image and its mask, in the set's own numbers and of one size; the position is that of the real mask."""
 
     def is_whole(self, name: str) -> bool:
@@ -68,16 +69,22 @@ class FolderWriter:
         self._sources, self._out = sources, out
         self._groups = group_names(sources, anonymous=anonymous)
 
-    def write(self, name: str, position: int, image: Image, mask: Image) -> None:
-        for folder, pixels in (("images", image), ("masks", mask)):
-            _write_png(self._out / folder / f"{name}.png", pixels)
+    def write(self, name: str, position: int, image: Image, mask: Image, origin: str) -> None:
+        _write_png(self._out / "images" / f"{name}.png", image)
+        self._write_mask(name, mask)
+
+    def _write_mask(self, name: str, mask: Image) -> None:
+        _write_png(self._out / "masks" / f"{name}.png", mask)
 
     def is_whole(self, name: str) -> bool:
         return all((self._out / folder / f"{name}.png").is_file() for folder in ("images", "masks"))
 
     def read(self, item: Entry) -> tuple[Image, Image]:
-        image, mask = (self._out / folder / f"{item.name}.png" for folder in ("images", "masks"))
-        return read_context(image), decode_image(mask.read_bytes(), mask)
+        return read_context(self._out / "images" / f"{item.name}.png"), self._read_mask(item.name)
+
+    def _read_mask(self, name: str) -> Image:
+        path = self._out / "masks" / f"{name}.png"
+        return decode_image(path.read_bytes(), path)
 
     def finish(self, entries: Sequence[Entry]) -> None:
         source = self._sources.set
@@ -119,7 +126,7 @@ class NnunetWriter:
             labels[IGNORE] = len(labels)
         return {"channel_names": {"0": "ultrasound"}, "labels": labels, "file_ending": ".png"}
 
-    def write(self, name: str, position: int, image: Image, mask: Image) -> None:
+    def write(self, name: str, position: int, image: Image, mask: Image, origin: str) -> None:
         files = self._files(name)
         if self._sources.set.layout != "nnU-Net v2":  # nothing is said there: the highest number
             ignored = self._about["labels"].get(IGNORE)
@@ -130,8 +137,8 @@ class NnunetWriter:
                                  "--format folder")  # fmt: skip
         for path, pixels in zip(files, (image, mask), strict=True):
             if self._ending.lower().startswith(".nii"):
-                origin = self._sources.set.images[position].path
-                spacing = nifti.read_header(split_frame(origin)[0]).spacing if nifti.is_nifti(origin) else (1, 1, 1)
+                source = self._sources.set.images[position].path
+                spacing = nifti.read_header(split_frame(source)[0]).spacing if nifti.is_nifti(source) else (1, 1, 1)
                 true = self._sources.read(position)[0].shape
                 columns, rows = (spacing[axis] * true[1 - axis] / pixels.shape[1 - axis] for axis in (0, 1))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,24 +192,9 @@ def at_size(made: Made, sources: Sources, size: str) -> tuple[Image, Image]:
     """Image and mask, in the set's own numbers, at the size of the real mask's image (`source`) or the model's."""
     image, mask = made.image, made.mask
     if size == "source":
-        height, width = sources.read(made.position)[0].shape
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=_interpolation(image, width, height)))
-        mask = enlarged(mask, width, height)
+        shape = sources.read(made.position)[0].shape
+        image, mask = resize_image(image, *shape), resize_mask(mask, *shape)
     return image, sources.stored(mask)
-
-
-def _interpolation(image: Image, width: int, height: int) -> int:
-    return cv2.INTER_AREA if width < image.shape[1] and height < image.shape[0] else cv2.INTER_CUBIC
-
-
-def enlarged(mask: Image, width: int, height: int) -> Image:
-    """Labels at another size by linear interpolation of their one-hot maps: borders stay smooth lines."""
-    present = np.unique(mask)
-    shares = [
-        cv2.resize((mask == index).astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        for index in present
-    ]
-    return np.asarray(present[np.argmax(np.stack(shares), axis=0)], np.uint8)
 
 
 def check_names(sources: Sources) -> None:

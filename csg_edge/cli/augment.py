@@ -20,7 +20,7 @@ from csg_edge.cli.options import FOLDER, QUALITY_EXTRA, SEED, bundle_option, jso
 @click.option("--seed", type=SEED, help="Seed of every draw.  [0, or the plan's]")
 @click.option("--dry-run", is_flag=True, help="Print what would be made, and make nothing.")
 @click.option(
-    "--format", "kind", default="same", show_default=True, type=click.Choice(["same", "folder", "nnunet"]),
+    "--format", "kind", default="same", show_default=True, type=click.Choice(["same", "folder", "nnunet", "dicom"]),
     help="Layout of the output.",
 )  # fmt: skip
 @click.option(

@@ -72,6 +72,20 @@ def has_region(path: Path) -> bool:
     return _open(path, pixels=False)[1].region is not None
 
 
+def pixel_size(path: Path) -> tuple[float, float] | None:
+    """Centimetres across and down a pixel, of the only 2-D tissue region; None where the file does not say it.
+
+    PS3.3 C.8.5.5: physical delta, units 3. Raises InputError if the file cannot be read.
+    """
+    dataset, _ = _open(path, pixels=False)
+    with _file_to_blame(path, "ultrasound region cannot be read"):
+        tissue = [item for item in dataset.get("SequenceOfUltrasoundRegions") or () if item.get("RegionDataType") == 1]
+        if len(tissue) != 1 or {tissue[0].get(f"PhysicalUnits{axis}Direction") for axis in "XY"} != {3}:
+            return None
+        across, down = (abs(float(tissue[0].get(f"PhysicalDelta{axis}") or 0.0)) for axis in "XY")
+    return (across, down) if across > 0 and down > 0 else None
+
+
 def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     """One frame as (H, W) uint8 grey levels, cropped to the ultrasound region if there is exactly one of tissue in 2-D.
 

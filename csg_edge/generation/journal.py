@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +53,7 @@ class Journal:
         self.out, self.digest = out, digest
         self._growing, self._whole = out / f"{name}.jsonl", out / f"{name}.json"
         self.finished = finished_digest(out, name) == digest
+        self.began = datetime.now(UTC).strftime("%Y%m%d")  # the day, which stays that of the first run
         self.done = self._read_done()
 
     @contextmanager
@@ -60,7 +62,10 @@ class Journal:
         path = self._growing
         self.out.mkdir(parents=True, exist_ok=True)
         _remove_left_overs(self.out)
-        lines = [{"job": self.digest}, *({**facts, "name": name} for name, facts in self.done.items())]
+        lines = [
+            {"job": self.digest, "began": self.began},
+            *({**facts, "name": name} for name, facts in self.done.items()),
+        ]
         # Written anew, so that a torn line does not stay.
         aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -94,6 +99,7 @@ class Journal:
                 f"--out {self.out}: an unfinished job with other arguments or files is there; run its command again to "
                 f"finish it, choose another folder, or remove {path.name} and its images"
             )
+        self.began = str(lines[0].get("began") or self.began)
         whole = [line for line in lines[1:] if isinstance(line, dict) and "name" in line]
         return {str(line["name"]): {key: line[key] for key in line if key != "name"} for line in whole}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import weakref
+from collections import Counter
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,15 +27,27 @@ EXECUTED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "i
 HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 
 
+Place = tuple[str, tuple[tuple[str, Any], ...]]
+"""A device and the options of an engine on it."""
+
+
 class OpenVinoRuntime(Runtime):
     """An ONNX graph or IR compiled by OpenVINO for batch 1, for latency or, with several streams, throughput."""
 
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "csg-edge[openvino]"
 
-    def __init__(self, compiled: Any, *, device: str, mapped: Any = None, streams: int = 1) -> None:
+    def __init__(
+        self, compiled: Any, *, device: str, mapped: Any = None, streams: int = 1, place: Place | None = None
+    ) -> None:  # fmt: skip
         super().__init__(_specs(compiled.inputs), _specs(compiled.outputs), device=device)
         self._compiled, self.depth = compiled, streams + 1  # one call is made ready while the streams work
+        place = place if device.startswith("CPU") else None
+        if place is not None and _IDLE[place]:
+            _IDLE[place] -= 1
+        # Also where nobody closes it.
+        self._falls_idle = weakref.finalize(self, _IDLE.update, [place] if place is not None else [])
+        self._falls_idle.atexit = False
         self._mapped = mapped  # an imported model may read its weights from the file it came from
         self._requests: list[Any] = []  # idle ones, the last used on top
         self._lock = threading.Lock()
@@ -89,8 +103,9 @@ class OpenVinoRuntime(Runtime):
             options["INFERENCE_NUM_THREADS"] = threads
         if streams > 1:
             options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+        place = device, tuple(options.items())
         if cache is None or not identity:
-            return cls(_compile(core, path, device, options), device=device, streams=streams)
+            return cls(_compile(core, path, device, options), device=device, streams=streams, place=place)
         name = core.get_property(device, "FULL_DEVICE_NAME")
         key = key_of(
             engine=identity, file=path.name, runtime=f"openvino {cls.version()}", device=[device, name],
@@ -101,13 +116,14 @@ class OpenVinoRuntime(Runtime):
 
             try:
                 tensor = openvino.Tensor(np.frombuffer(blob, np.uint8), shared_memory=True)
-                return cls(core.import_model(tensor, device, options), device=device, mapped=blob, streams=streams)
+                imported = core.import_model(tensor, device, options)
+                return cls(imported, device=device, mapped=blob, streams=streams, place=place)
             except RuntimeError:  # whole, but not to this OpenVINO's taste
                 cache.discard(key)
         compiled = _compile(core, path, device, options)
         with suppress(RuntimeError):  # a device that cannot export is compiled for each time
             cache.store(key, compiled.export_model().getbuffer())
-        return cls(compiled, device=device, streams=streams)
+        return cls(compiled, device=device, streams=streams, place=place)
 
     @property
     def effective_precision(self) -> str:
@@ -167,6 +183,7 @@ class OpenVinoRuntime(Runtime):
     def _close(self) -> None:
         self._requests.clear()
         self._compiled = self._mapped = None
+        self._falls_idle()
 
 
 class _RequestCall(Call):
@@ -222,6 +239,40 @@ def _core_of(pid: int) -> Any:
     import openvino
 
     return openvino.Core()
+
+
+# OpenVINO keeps the threads of an engine that was closed for the next engine with the same options, also in a forked
+# child, where they do not run: opening an engine there waited for ever. So before a fork whatever lies idle is taken by
+# engines of one operation, which the child keeps and the parent gives back.
+_IDLE: Counter[Place] = Counter()
+_TAKEN: list[Any] = []
+_KEPT: list[Any] = []
+
+
+def _before_fork() -> None:
+    for (device, options), count in _IDLE.items():
+        with suppress(Exception):  # a fork must not fail for it
+            _TAKEN.extend(_core().compile_model(_one_operation(), device, dict(options)) for _ in range(count))
+
+
+def _after_fork_in_child() -> None:
+    _IDLE.clear()
+    _KEPT.extend(_TAKEN)
+    _TAKEN.clear()
+
+
+def _one_operation() -> Any:
+    import openvino
+    from openvino import opset13
+
+    value = opset13.parameter([1], openvino.Type.f32)
+    return openvino.Model([opset13.relu(value)], [value], "idle")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_TAKEN.clear, after_in_child=_after_fork_in_child
+    )  # fmt: skip
 
 
 def _compile(core: Any, path: Path, device: str, options: dict[str, Any]) -> Any:

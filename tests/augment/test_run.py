@@ -23,7 +23,6 @@ import csg_edge
 from csg_edge.augment.make import PREFIX, Maker, Unit, changed
 from csg_edge.augment.plan import Look, Plan
 from csg_edge.augment.sources import Sources
-from csg_edge.augment.writers import enlarged
 from csg_edge.conditions.fibres import field_of_mask, parse_wishes
 from csg_edge.conditions.files import read_context, read_mask, write_png
 from csg_edge.datasets.labelled_set import open_set
@@ -223,15 +222,6 @@ def test_a_look_changes_what_it_names() -> None:
         np.abs(np.diff(image.astype(float), axis=1)).mean() for image in (context, changed(context, Look(speckle=1.3)))
     ]
     assert fine[1] < 0.95 * fine[0]
-
-
-def test_masks_grow_with_smooth_borders() -> None:
-    mask = make_phantom(5)[1]
-    large = enlarged(mask, 512, 400)
-    assert large.shape == (400, 512)
-    assert set(np.unique(large)) == set(np.unique(mask))
-    back = cv2.resize(large, (256, 256), interpolation=cv2.INTER_NEAREST)
-    assert (back == mask).mean() > 0.98
 
 
 @pytest.mark.parametrize(
