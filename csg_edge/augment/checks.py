@@ -8,9 +8,10 @@ image of the mask, they may be as near as no altered copy is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +48,13 @@ class Checks:
 
     least: the Dice below which an image is drawn again, for every class, or None: what nine in ten of the set's own
     training images reach, at most HIGHEST. segmenter: a folder of `csg-edge fit-evaluators`, or None for the shipped.
+    known: the limits of the same checks, found before.
     Raises InputError for a segmenter of other classes or another image size.
     """
 
-    def __init__(self, sources: Sources, *, least: float | None, segmenter: Path | None) -> None:
+    def __init__(
+        self, sources: Sources, *, least: float | None, segmenter: Path | None, known: Mapping[str, Any] | None = None
+    ) -> None:  # fmt: skip
         from csg_edge.quality.evaluators import SHIPPED, load_evaluators
 
         self._evaluators = load_evaluators(segmenter or SHIPPED, schema=sources.schema)
@@ -59,14 +63,17 @@ class Checks:
             raise InputError(f"the segmenter judges {side} x {side} images, the bundle makes {sources.size}; fit one "
                              "of its size with csg-edge fit-evaluators")  # fmt: skip
         self._schema: LabelSchema = sources.schema
-        self.least = _least_dice(sources, self._evaluators.segment) if least is None else {}
         self._least_of_all = least
+        if least is not None:
+            self.least: Mapping[str, float] = {}
+        else:
+            self.least = _least_dice(sources, self._evaluators.segment) if known is None else known["dice"]
         self._places = {position: place for place, position in enumerate(sources.positions)}
         train = _real(sources, sources.positions)
-        held_out = [at for at in range(len(sources.set.examples)) if at not in set(sources.positions)]
+        held_out = [] if sources.folds else [at for at, item in enumerate(sources.set.examples) if item.split == "val"]
         others = np.stack([sources.context(Context(None, path)) for path in sources.others]) if sources.others else None
         self._reference = Reference(train if others is None else np.concatenate([train, others]))
-        self.nearest_allowed = _usual_distance(sources, train, held_out)
+        self.nearest_allowed = float(_usual_distance(sources, train, held_out) if known is None else known["nearest"])
 
     @property
     def limits(self) -> dict[str, object]:

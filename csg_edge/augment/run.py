@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from csg_edge.augment.checks import Checks
-from csg_edge.augment.dicom_files import DicomWriter
-from csg_edge.augment.make import Maker, Outcome, Unit, name_of, units_of
+from csg_edge.augment.make import Maker, Unit, name_of, units_of
+from csg_edge.augment.options import HERE, Options, Scale, open_sources, open_writer
 from csg_edge.augment.plan import Plan, counts
 from csg_edge.augment.report import write_report
-from csg_edge.augment.sources import TEXT_CHOICES, Sources
-from csg_edge.augment.writers import (
-    REAL,
-    SIZES,
-    SYNTHETIC,
-    Entry,
-    FolderWriter,
-    NnunetWriter,
-    Writer,
-    at_size,
-    check_names,
-)
-from csg_edge.conditions import dicom
+from csg_edge.augment.sources import Sources
+from csg_edge.augment.work import Bench, Facts, Recipe, work_by_ray, work_here
+from csg_edge.augment.writers import REAL, SYNTHETIC, Entry, Writer, at_size
 from csg_edge.conditions.frames import split_frame
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.errors import InputError
@@ -40,41 +30,6 @@ from csg_edge.storage import write_json, write_whole
 
 RECORD = "augmented"
 PROVENANCE = "provenance.jsonl"
-FORMATS = ("same", "folder", "nnunet", "dicom")
-SIDE_BY_SIDE = 8  # masks whose images are made side by side
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is not in the plan. size: `source` or `model`; text: `skip` or `crop`; real: whether real images go along;
-    checked: whether images are checked; segmenter: a folder of evaluators, None for the shipped ones."""
-
-    format: str = "same"
-    size: str = "source"
-    text: str = "skip"
-    real: bool = True
-    checked: bool = True
-    segmenter: Path | None = None
-
-    def __post_init__(self) -> None:
-        for option, value, choices in (
-            ("--format", self.format, FORMATS), ("--size", self.size, SIZES), ("--burned-in", self.text, TEXT_CHOICES)
-        ):  # fmt: skip
-            if value not in choices:
-                raise InputError(f"{option} {value}: choose {', '.join(choices)}")
-
-
-def open_sources(directory: Path, plan: Plan, generator: Generator, options: Options) -> Sources:
-    """The set as the plan and the bundle see it, contexts looked at. Raises InputError for what cannot be used."""
-    manifest = generator.bundle.manifest
-    plan.check(manifest.schema)
-    sources = Sources(
-        directory, manifest.schema, manifest.image_size, contexts=plan.contexts, text=options.text,
-        own=plan.select == "own", folds=_format(directory, options) == "nnunet",
-    )  # fmt: skip
-    check_names(sources)
-    sources.look_for_text()
-    return sources
 
 
 def preview(sources: Sources, plan: Plan, options: Options) -> dict[str, Any]:
@@ -98,7 +53,9 @@ def preview(sources: Sources, plan: Plan, options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: Options) -> dict[str, Any]:
+def run(
+    directory: Path, out: Path, plan: Plan, generator: Generator, options: Options, scale: Scale = HERE
+) -> dict[str, Any]:  # fmt: skip
     """Augment a set into `out`; returns the record. Raises InputError for bad input, before anything is written."""
     check_output(directory, out)
     sources = open_sources(directory, plan, generator, options)
@@ -116,7 +73,7 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
         raise InputError(f"--out {out}: {RECORD}.json of another job is there; choose another folder or move it away")
     writer = open_writer(sources, out, options, job=digest, began=kept.began)
     checks = Checks(sources, least=plan.dice, segmenter=options.segmenter) if options.checked else None
-    maker = Maker(plan, sources, generator, checks)
+    bench = Bench(Maker(plan, sources, generator, checks), sources, writer, options)
     numbers = counts(plan, sources.present(), sources.schema.names, real=options.real)
     units = units_of(sources, numbers)
     done = {
@@ -131,13 +88,10 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
     try:
         with kept.growing() as file:
             entries = list(_write_real(sources, writer)) if options.real else []
-            for outcome in _outcomes(maker, todo):
-                for made in outcome.made:
-                    writer.write(made.name, made.position, *at_size(made, sources, options.size), SYNTHETIC)
-                facts = facts_of(outcome)
-                Journal.add(file, _key(outcome.unit), facts)
-                done[_key(outcome.unit)] = facts
-                progress.advance(outcome.unit.count)
+            for unit, facts in _work(directory, out, kept, bench, todo, scale):
+                Journal.add(file, _key(unit), facts)
+                done[_key(unit)] = facts
+                progress.advance(unit.count)
         rows = [(unit, row) for unit in units for row in done[_key(unit)]["provenance"]]
         entries += [Entry(row["id"], unit.position, SYNTHETIC) for unit, row in rows]
         writer.finish(entries)
@@ -159,6 +113,20 @@ def run(directory: Path, out: Path, plan: Plan, generator: Generator, options: O
             "the same command again, or choose another folder"
         ) from None
     return {"out": str(out), **record, "made_now": left}
+
+
+def _work(
+    directory: Path, out: Path, kept: Journal, bench: Bench, units: Sequence[Unit], scale: Scale
+) -> Iterator[tuple[Unit, Facts]]:  # fmt: skip
+    if scale.engine == "local" or not units:
+        return work_here(bench, units)
+    maker, generator = bench.maker, bench.maker.generator
+    recipe = Recipe(
+        directory.resolve(), out.resolve(), kept.digest, kept.began, maker.plan, bench.options,
+        generator.bundle.path.resolve(), generator.engine.target, generator.engine.steps,
+        None if maker.checks is None else maker.checks.limits,
+    )  # fmt: skip
+    return work_by_ray(recipe, units, workers=scale.workers, address=scale.address)
 
 
 def _write_card(out: Path) -> None:
@@ -202,14 +170,6 @@ def read_provenance(out: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path}: not readable; give the folder that csg-edge augment wrote") from None
 
 
-def open_writer(sources: Sources, out: Path, options: Options, *, job: str, began: str) -> Writer:
-    """What writes the kind of set that was asked for. job, began: as `dicom_files.DicomWriter` has them."""
-    kind, anonymous = _format(sources.set.path, options), not options.real
-    if kind == "dicom" or (options.format == "same" and dicom.is_dicom(sources.set.images[0].path)):
-        return DicomWriter(sources, out, anonymous=anonymous, job=job, began=began)
-    return (NnunetWriter if kind == "nnunet" else FolderWriter)(sources, out, anonymous=anonymous)
-
-
 def check_output(directory: Path, out: Path) -> None:
     """Raise InputError for an output folder that holds something else, or is the set itself."""
     if out.exists() and not out.is_dir():
@@ -219,14 +179,6 @@ def check_output(directory: Path, out: Path) -> None:
     begun = (out / f"{RECORD}.jsonl").is_file() or finished_digest(out, RECORD)
     if out.is_dir() and any(out.iterdir()) and not begun:
         raise InputError(f"--out {out}: not empty; choose another folder or move its files away")
-
-
-def facts_of(outcome: Outcome) -> dict[str, Any]:
-    """What the journal keeps of a unit. JSON-ready."""
-    return {
-        "provenance": [made.facts for made in outcome.made], "tried": outcome.tried, "faults": outcome.faults,
-        "left_out": list(outcome.left_out),
-    }  # fmt: skip
 
 
 def totals(facts: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -249,11 +201,6 @@ def _sum(parts: Iterable[dict[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _outcomes(maker: Maker, units: Sequence[Unit]) -> Iterator[Outcome]:
-    for start in range(0, len(units), SIDE_BY_SIDE):
-        yield from maker.make(units[start : start + SIDE_BY_SIDE])
-
-
 def _write_real(sources: Sources, writer: Writer) -> Iterator[Entry]:
     """Copy the real images of the splits that go along, but those that are there."""
     for position, item in enumerate(sources.set.examples):
@@ -268,14 +215,6 @@ def _write_real(sources: Sources, writer: Writer) -> Iterator[Entry]:
 def _key(unit: Unit) -> str:
     """A unit's name in the journal: that of its first image."""
     return name_of(unit, 0)
-
-
-def _format(directory: Path, options: Options) -> str:
-    if options.format != "same":
-        return options.format
-    return (
-        "nnunet" if (directory / "dataset.json").is_file() and not (directory / "manifest.csv").is_file() else "folder"
-    )
 
 
 def _files(sources: Sources) -> list[list[Any]]:

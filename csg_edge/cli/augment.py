@@ -34,6 +34,11 @@ from csg_edge.cli.options import FOLDER, QUALITY_EXTRA, SEED, bundle_option, jso
 )  # fmt: skip
 @click.option("--no-checks", is_flag=True, help="Keep every image, unchecked.")
 @click.option("--segmenter", type=FOLDER, help="Folder of csg-edge fit-evaluators.  [the shipped evaluators]")
+@click.option(
+    "--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Who does the work."
+)
+@click.option("--workers", type=int, help="Workers of --engine ray.  [as many as processors]")
+@click.option("--ray-address", "address", help="Cluster of --engine ray; its machines must see the same folders.")
 @click.option("--remake", help="Make one image of OUT again from its provenance, and compare it.")
 @bundle_option
 @click.option("--runtime", default="auto", show_default=True, help="As for csg-edge generate.")
@@ -44,7 +49,8 @@ from csg_edge.cli.options import FOLDER, QUALITY_EXTRA, SEED, bundle_option, jso
 def augment(
     dataset: Path, out: Path, multiply: float | None, plan_file: Path | None, seed: int | None, dry_run: bool,
     kind: str, size: str, only_synthetic: bool, text: str, no_checks: bool, segmenter: Path | None,
-    remake: str | None, bundle: str, runtime: str, device: str, precision: str, steps: int, as_json: bool,
+    engine: str, workers: int | None, address: str | None, remake: str | None, bundle: str, runtime: str, device: str,
+    precision: str, steps: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Multiply a labelled set by checked synthetic images; run the same command again to resume.
 
@@ -53,22 +59,25 @@ def augment(
     if not (no_checks or dry_run or remake):
         need(*QUALITY_EXTRA, extra="augment")
     from csg_edge.augment import run
+    from csg_edge.augment.options import Options, Scale, open_sources
     from csg_edge.augment.plan import read_plan
     from csg_edge.generation.loading import load
+    from csg_edge.machine import allowed_processors
 
-    options = run.Options(kind, size, text, not only_synthetic, not no_checks, segmenter)
+    options = Options(kind, size, text, not only_synthetic, not no_checks, segmenter)
+    scale = Scale(engine, allowed_processors() if workers is None else workers, address)
     plan = read_plan(plan_file, multiply=multiply, seed=seed)
     # One stream a core: more images a second, and the same bytes on any number of cores.
     with load(bundle, runtime=runtime, device=device, precision=precision, steps=steps, streams="auto") as generator:
         if dry_run:
-            _say_preview(run.preview(run.open_sources(dataset, plan, generator, options), plan, options), as_json)
+            _say_preview(run.preview(open_sources(dataset, plan, generator, options), plan, options), as_json)
             return
         if remake is not None:
             facts = run.remake(dataset, out, remake, plan, generator)
             _say_remade(facts, as_json)
             sys.exit(0 if facts["same"] else 1)
         begun = time.monotonic()
-        record = run.run(dataset, out, plan, generator, options)
+        record = run.run(dataset, out, plan, generator, options, scale)
         seconds = time.monotonic() - begun
     record = {**record, "seconds": round(seconds, 3)}
     if as_json:
