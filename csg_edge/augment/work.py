@@ -127,7 +127,8 @@ def work_by_ray(
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress and the end are ours to tell
         rows = [{"unit": json.dumps(asdict(unit))} for unit in units]
         number = max(1, min(workers, processors - 1))
-        made = ray.data.from_items(rows, override_num_blocks=max(min(number, len(rows)), -(-len(rows) // SIDE_BY_SIDE))).map_batches(
+        blocks = max(min(number, len(rows)), -(-len(rows) // SIDE_BY_SIDE))
+        made = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             Worker, fn_constructor_args=(recipe,), batch_size=SIDE_BY_SIDE,
             compute=ray.data.ActorPoolStrategy(size=number), num_cpus=1 if processors > 1 else 0.5,
         )  # fmt: skip
