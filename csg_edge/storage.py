@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -9,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +36,24 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # there is none after the renaming
             aside.unlink()
+
+
+LARGEST_TEXT = 64 << 20
+"""Bytes: a table or description that is larger is refused unread."""
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file, UTF-8 with or without a byte-order mark, whose line ends become line feeds.
+
+    Raises OSError also for what is no file, such as a pipe, which would be waited for without end, or larger than
+    LARGEST_TEXT; UnicodeDecodeError for other bytes.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    if found.st_size > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"{found.st_size} bytes", str(path))
+    return path.read_text(encoding="utf-8-sig")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -47,6 +47,7 @@ from csg_edge.conditions.masks import parse_spec
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.noise import check_seed
+from csg_edge.storage import read_text
 
 SELECTIONS = ("random", "own", "diverse")
 AUTO = "auto"
@@ -226,7 +227,7 @@ def read_plan(path: Path | None, *, multiply: float | None = None, seed: int | N
 
 def _plan_of(path: Path) -> Plan:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

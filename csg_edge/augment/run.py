@@ -71,6 +71,8 @@ def run(
         return {"out": str(out), **finished_record(out, RECORD), "made_now": 0, "seconds": 0.0}
     if finished_digest(out, RECORD):
         raise InputError(f"--out {out}: {RECORD}.json of another job is there; choose another folder or move it away")
+    if options.real:
+        _check_real(sources)
     writer = open_writer(sources, out, options, job=digest, began=kept.began)
     checks = Checks(sources, least=plan.dice, segmenter=options.segmenter) if options.checked else None
     bench = Bench(Maker(plan, sources, generator, checks), sources, writer, options)
@@ -199,6 +201,14 @@ def _sum(parts: Iterable[dict[str, int]]) -> dict[str, int]:
         for name, number in part.items():
             total[name] = total.get(name, 0) + number
     return dict(sorted(total.items()))
+
+
+def _check_real(sources: Sources) -> None:
+    """Read the images that are not multiplied but go along, so that bad ones are found before anything is written."""
+    multiplied = set(sources.positions)
+    for position, item in enumerate(sources.set.examples):
+        if position not in multiplied and item.split in ("train", "val"):
+            sources.read(position)
 
 
 def _write_real(sources: Sources, writer: Writer) -> Iterator[Entry]:

@@ -24,6 +24,7 @@ from csg_edge.datasets.layouts import NNUNET_SPLITS, FolderSet
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.progress import Progress
+from csg_edge.storage import read_text
 
 LEAST_PIXELS = 50  # a class that covers less of a mask, at the model's size, does not count as shown
 LEAST_SIDE = 1 / 3  # of the image: so much of each side is left when text is cut off, or the image is refused
@@ -253,7 +254,7 @@ def _folds(found: FolderSet) -> dict[str, frozenset[int]] | None:
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """Folds of a splits_final.json. Raises InputError for a file that is none."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        values: Any = json.loads(read_text(path))
         return [{side: [str(name) for name in fold[side]] for side in ("train", "val")} for fold in values]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path}: no folds with train and val; write it as nnU-Net does, or remove it") from None

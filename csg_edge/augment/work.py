@@ -111,17 +111,18 @@ def work_by_ray(
         import ray.data
     except ImportError:
         raise InputError("--engine ray: Ray is not installed; pip install 'csg-edge[ray]'") from None
-    started = not ray.is_initialized()
+    library: Any = ray  # whose functions have types in part
+    started = not library.is_initialized()
     if started:
         where: dict[str, Any] = {"address": address} if address else {"num_cpus": workers + 1}
         try:
             ray.init(**where, include_dashboard=False if not address else None, log_to_driver=False,
-                     logging_level="error")  # fmt: skip
+                     logging_level=logging.ERROR)  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())[:120]
             raise InputError(f"--ray-address {address}: cannot reach it ({said}); check address and port") from None
     try:
-        processors = int(ray.cluster_resources().get("CPU", 1))
+        processors = int(library.cluster_resources().get("CPU", 1))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress and the end are ours to tell

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
+from csg_edge.storage import read_text
 
 LABELMAP = "labelmap.txt"
 
@@ -31,7 +32,7 @@ def find_labelmap(mask: Path) -> Path | None:
 def read_colours(path: Path) -> Colours:
     """Read a table of colours. Raises InputError for a line that is none, or a colour that is given twice."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read ({error}); give a text file, UTF-8") from None
     found: Colours = {}

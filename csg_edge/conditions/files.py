@@ -21,6 +21,7 @@ from csg_edge.labels import NO_MASK, LabelSchema
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", *dicom.SUFFIXES, *nifti.SUFFIXES)
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+LARGEST = 1 << 30  # bytes of an image file; what is larger is refused unread
 DARKEST_16_BIT = 4096  # a 16-bit image below this has not been scaled to 16 bits: 12-bit data, or 8-bit
 
 
@@ -151,6 +152,8 @@ def _check_is_file(path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise InputError(f"{path}: {size:,} bytes; an image that can be used has fewer, export it again")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror}); check the path") from None

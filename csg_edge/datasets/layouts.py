@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import unicodedata
@@ -26,6 +27,7 @@ from csg_edge.conditions.frames import frame_count, image_name, with_frame
 from csg_edge.datasets.nnunet_labels import StoredLabels, parse_labels
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
+from csg_edge.storage import read_text
 
 MANIFEST, LABELS, GROUPS = "manifest.csv", "labels.json", "groups.csv"
 NNUNET, NNUNET_SPLITS = "dataset.json", "splits_final.json"
@@ -314,10 +316,21 @@ def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
         if not is_image_name(path, suffixes):
             continue
         name = image_name(path)
+        if not _is_text(name):
+            raise InputError(f"{folder}: a file name that is no Unicode ({name!a}); rename it")
         if name in found:
             raise InputError(f"{folder}: {found[name].name} and {path.name} share a name; keep one of them")
         found[name] = path
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written into a table; a name of other bytes than UTF-8 cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_classes(path: Path) -> tuple[LabelSchema, bool]:
@@ -327,7 +340,7 @@ def _read_classes(path: Path) -> tuple[LabelSchema, bool]:
         names = list(dict.fromkeys(read_colours(table).values()))
         return _schema(sorted(names, key=lambda name: name != "background"), table), False
     try:
-        about = json.loads(path.read_text(encoding="utf-8-sig"))
+        about = json.loads(read_text(path))
         names, partly = about["names"], about.get("partly_labelled", False)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError
@@ -347,20 +360,18 @@ def _schema(names: list[str], path: Path) -> LabelSchema:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         raise InputError(f"{path}: not readable as JSON; write it as nnU-Net v2 asks") from None
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # with the byte-order mark of spreadsheets
-            head = file.readline()
-            file.seek(0)
-            # Spreadsheets write semicolons where the comma is the decimal sign, and tabs as "text".
-            delimiter = next((mark for mark in (",", ";", "\t") if mark in head), ",")
-            rows = csv.DictReader(file, delimiter=delimiter)
-            return [{key: _plain(value) for key, value in row.items() if key} for row in rows]
+        text = read_text(path)
+        # Spreadsheets write semicolons where the comma is the decimal sign, and tabs as "text".
+        delimiter = next((mark for mark in (",", ";", "\t") if mark in text.partition("\n")[0]), ",")
+        rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+        return [{key: _plain(value) for key, value in row.items() if key} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not readable as a table; save it as CSV, UTF-8, with a header") from None
 
