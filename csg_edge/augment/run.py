@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_edge.augment.checks import Checks
+from csg_edge.augment.croissant import write_croissant
 from csg_edge.augment.make import Maker, Unit, name_of, units_of
 from csg_edge.augment.options import HERE, Options, Scale, open_sources, open_writer
 from csg_edge.augment.plan import Plan, counts
@@ -107,6 +108,7 @@ def run(
             "limits": None if checks is None else checks.limits, **totals([done[_key(unit)] for unit in units]),
         }  # fmt: skip
         _write_card(out)
+        write_croissant(out, record, table=writer.table, columns=writer.columns)
         write_report(out, record, entries, writer)
         kept.finish(record)
     except OSError as error:

@@ -47,7 +47,10 @@ class Entry:
 
 
 class Writer(Protocol):
-    """Writes one kind of data set into a folder."""
+    """Writes one kind of data set into a folder. table, columns: of the CSV file that lists the images."""
+
+    table: str
+    columns: tuple[str, ...]
 
     def write(self, name: str, position: int, image: Image, mask: Image, origin: str) -> None:
         """An image and its mask, in the set's own numbers and of one size; the position is that of the real mask."""
@@ -64,6 +67,9 @@ class Writer(Protocol):
 
 class FolderWriter:
     """images/, masks/, labels.json and manifest.csv, as this package and most training code read them."""
+
+    table: str = MANIFEST
+    columns: tuple[str, ...] = ("name", "group", "split", "origin")
 
     def __init__(self, sources: Sources, out: Path, *, anonymous: bool) -> None:
         self._sources, self._out = sources, out
@@ -97,7 +103,7 @@ class FolderWriter:
              "train" if item.origin == SYNTHETIC else source.examples[item.position].split, item.origin)
             for item in entries
         ]  # fmt: skip
-        write_whole(self._out / MANIFEST, _table([("name", "group", "split", "origin"), *rows]))
+        write_whole(self._out / MANIFEST, _table([self.columns, *rows]))
 
 
 class NnunetWriter:
@@ -106,6 +112,9 @@ class NnunetWriter:
     An image that was made is trained on in the folds where neither its mask's group nor its context's is validated,
     and validates nowhere.
     """
+
+    table: str = GROUPS
+    columns: tuple[str, ...] = ("name", "group")
 
     def __init__(self, sources: Sources, out: Path, *, anonymous: bool) -> None:
         self._sources, self._out = sources, out
@@ -164,7 +173,7 @@ class NnunetWriter:
         write_json(self._out / NNUNET, {**self._about, "numTraining": len(entries)})
         examples = self._sources.set.examples
         rows = [(item.name, self._groups[examples[item.position].group]) for item in entries]
-        write_whole(self._out / GROUPS, _table([("name", "group"), *rows]))
+        write_whole(self._out / GROUPS, _table([self.columns, *rows]))
         write_json(self._out / NNUNET_SPLITS, self._folds(entries))
 
     def _folds(self, entries: Sequence[Entry]) -> list[dict[str, list[str]]]:

@@ -97,6 +97,14 @@ class TestFolder:
         text = (tripled / "provenance.jsonl").read_text()
         assert not any(f'"{name}"' in text for name in names if not name.startswith(PREFIX))
 
+    def test_has_metadata_that_croissant_reads(self, tripled: Path) -> None:
+        croissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
+        found = croissant.Dataset(jsonld=tripled / "croissant.json")
+        rows = list(found.records("table"))
+        names = {row["name"] for row in csv.DictReader((tripled / "manifest.csv").open())}
+        assert {row["table/name"].decode() for row in rows} == names
+        assert "not for diagnosis" in found.metadata.description
+
     def test_again_does_nothing_and_another_job_is_refused(self, phantom_set: Path, tripled: Path) -> None:
         before = files(tripled)
         again = run("augment", phantom_set, "--out", tripled, "--multiply", 3, "--seed", 4, "--json")
