@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.conditions.arrays import classes_in, most_voted
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
 
@@ -56,7 +57,9 @@ class Parts:
 
 def take_apart(mask: Image, schema: LabelSchema) -> Parts:
     """Ground and blobs of a mask; under a blob lies its host, or the nearest layer."""
-    blob = np.isin(mask, [index for index in np.unique(mask) if is_blob(mask, int(index), schema)])
+    blobs = np.zeros(256, np.bool_)
+    blobs[[index for index in classes_in(mask) if is_blob(mask, index, schema)]] = True
+    blob = blobs[mask]
     ground = fill(mask, blob)
     for name, host in CONFINED.items():
         if name in schema.names and host in schema.names and (mask == schema.index(host)).any():
@@ -107,16 +110,16 @@ def resample(parts: Parts, source: Map) -> Parts:
 
 def _vote(labels: Image, columns: Floats, rows: Floats) -> Image:
     """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive."""
-    present, counts = np.unique(labels, return_counts=True)
-    shares = [
+    counts = np.bincount(labels.ravel(), minlength=256)
+    present = classes_in(labels)
+    shares = (
         cv2.remap(
             (labels == index).astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        + np.float32(1e-3 * (1 - count / labels.size))
-        for index, count in zip(present, counts, strict=True)
-    ]
-    winner: Image = present[np.argmax(np.stack(shares), axis=0)]
-    return winner
+        + np.float32(1e-3 * (1 - counts[index] / labels.size))
+        for index in present
+    )
+    return most_voted(present, shares)
 
 
 def _extend_ground(ground: Image, pad: int) -> Image:
@@ -151,7 +154,7 @@ def _go_on(edge: Image, inner: Image, span: int, pad: int) -> Image:
 def _extend_blobs(blobs: Image, pad: int, tall: int) -> Image:
     height, width = blobs.shape
     extended = np.full((height + 2 * tall, width + 2 * pad), NO_BLOB, np.uint8)
-    for index in np.unique(blobs[blobs != NO_BLOB]):
+    for index in classes_in(blobs[blobs != NO_BLOB]):
         for region, (x, y, w, h, _) in components(blobs == index):
             cut = x == 0 or y == 0 or x + w == width or y + h == height
             mode = cv2.BORDER_REFLECT if cut else cv2.BORDER_CONSTANT

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions import mask_moves as moves
-from csg_edge.conditions.arrays import check_mask
+from csg_edge.conditions.arrays import check_mask, classes_in
 from csg_edge.conditions.mask_moves import Parts
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
@@ -149,7 +149,7 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
         return ["pixels of 255 moved"]
     before, after = (moves.fill(mask, mask == NO_MASK) for mask in (before, after))
     inserted, removed = _comes(variation, schema), _goes(variation, schema)
-    had, has = set(np.unique(before).tolist()), set(np.unique(after).tolist())
+    had, has = set(classes_in(before)), set(classes_in(after))
     found = [f"{schema.names[k]} leaves the picture" for k in sorted(had - has - {removed})]
     found += [f"{schema.names[k] if k < len(schema) else k} comes from nowhere" for k in sorted(has - had - {inserted})]
     # Background that shows where something was removed is no flaw.
@@ -157,13 +157,17 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
         found = [line for line in found if not line.startswith(f"{schema.names[0]} comes")]
     if found:
         return found
+    apart = [moves.take_apart(mask, schema).ground for mask in (before, after)]
     for index in sorted(has):
         if schema.names[index] in SPACES:
             continue  # a band that now reaches from edge to edge parts what it lies in
-        more = _parts_of(after, index, schema) - _parts_of(before, index, schema) - (index == inserted)
+        had_parts, has_parts = (
+            _parts_of(mask, ground, index, schema) for mask, ground in zip((before, after), apart, strict=True)
+        )
+        more = has_parts - had_parts - (index == inserted)
         if more > 0:
             found.append(f"{schema.names[index]} falls apart")
-    new = _stacked(after, schema) - _stacked(before, schema)
+    new = _stacked(apart[1]) - _stacked(apart[0])
     found += [f"{schema.names[b]} lies directly under {schema.names[a]}" for a, b in sorted(new)]
     for name, host in moves.CONFINED.items():
         if name in schema.names and host in schema.names and variation is not None and schema.index(name) == inserted:
@@ -183,16 +187,15 @@ def _goes(variation: Variation | None, schema: LabelSchema) -> int:
     return schema.index(str(variation.target)) if variation is not None and removing else -1
 
 
-def _parts_of(mask: Image, index: int, schema: LabelSchema) -> int:
+def _parts_of(mask: Image, ground: Image, index: int, schema: LabelSchema) -> int:
     # Layers are counted without the blobs on them: a vessel may touch the border of its muscle.
-    source = mask if moves.is_blob(mask, index, schema) else moves.take_apart(mask, schema).ground
+    source = mask if moves.is_blob(mask, index, schema) else ground
     return len(moves.components(source == index))
 
 
-def _stacked(mask: Image, schema: LabelSchema) -> set[tuple[int, int]]:
+def _stacked(ground: Image) -> set[tuple[int, int]]:
     """Pairs (a, b) of layers such that b lies directly under a somewhere."""
-    ground = moves.take_apart(mask, schema).ground
-    pairs = np.unique(ground[:-1].astype(np.uint16) * 256 + ground[1:])
+    pairs = np.flatnonzero(np.bincount((ground[:-1].astype(np.intp) * 256 + ground[1:]).ravel()))
     return {(int(pair) // 256, int(pair) % 256) for pair in pairs if pair // 256 != pair % 256}
 
 
@@ -201,7 +204,7 @@ def _without_specks(before: Image, after: Image, schema: LabelSchema, variation:
     speck = max(4.0, SPECK * after.size)
     hole = np.zeros(after.shape, np.bool_)
     inserted = _comes(variation, schema)
-    for index in np.unique(after):
+    for index in classes_in(after):
         parts = moves.components(after == index)
         spare = len(parts) - len(moves.components(before == index)) - (int(index) == inserted)
         for region, box in parts[: max(0, spare)]:
@@ -317,7 +320,7 @@ def _blob_class(parts: Parts, variation: Variation) -> int:
     if not (parts.blobs == index).any():
         layer = (parts.ground == index).any()
         reason = "is a layer, not a closed shape" if layer else "is not in this mask"
-        has = [parts.schema.names[k] for k in np.unique(parts.blobs) if k != moves.NO_BLOB]
+        has = [parts.schema.names[k] for k in classes_in(parts.blobs) if k != moves.NO_BLOB]
         remedy = f"name one of {', '.join(has)}" if has else "it has no closed shapes, choose other masks"
         raise InputError(f"{variation.target} {reason}; {remedy}, or end the variation in ?")
     return index
