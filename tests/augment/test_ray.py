@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -46,12 +47,13 @@ def test_a_killed_worker_costs_a_retry(phantom_set: Path, tmp_path: Path) -> Non
 
     def kill() -> None:
         while not killed:
-            for child in psutil.Process().children(recursive=True):
-                name = " ".join(child.cmdline())
-                if "Worker" in name and any((tmp_path / "there" / "images").glob("synthetic_*")):
-                    os.kill(child.pid, signal.SIGKILL)
-                    killed.append(child.pid)
-                    return
+            begun = any((tmp_path / "there" / "images").glob("synthetic_*"))
+            for child in psutil.Process().children(recursive=True) if begun else []:
+                with suppress(psutil.Error):  # it has ended
+                    if "MapWorker" in " ".join(child.cmdline()):
+                        os.kill(child.pid, signal.SIGKILL)
+                        killed.append(child.pid)
+                        return
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill, daemon=True)
