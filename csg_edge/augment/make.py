@@ -241,6 +241,8 @@ class Maker:
         if drawn.direction is not None:
             wishes = fibres.parse_wishes(drawn.direction, schema)
             field = fibres.field_of_mask(mask, schema, wishes, seed=drawn.noise_seed)
+        if self._takes_fields:
+            field = fibres.with_tear(field, mask, schema, drawn.vary, seed=drawn.noise_seed)
         return Ready(unit, repetition, attempt, drawn, mask, changed(look, drawn.look), field, facts)
 
     def _classes(self, mask: Image) -> list[str]:

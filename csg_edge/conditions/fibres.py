@@ -30,6 +30,7 @@ from csg_edge.labels import LabelSchema
 from csg_edge.noise import check_seed
 
 SIDE = 16  # cells, each way
+TEAR = "ditf"  # the class in which fibres are torn
 CHANNELS = 3
 GIVEN = 2  # the channel that says how much is given
 SHAPE = CHANNELS, SIDE, SIDE
@@ -197,6 +198,14 @@ def field_of_mask(mask: Image, schema: LabelSchema, wishes: Sequence[Wish], *, s
         share += covered
     vector = total / np.maximum(share, 1e-6)
     return np.concatenate([vector, np.minimum(share, 1)[None]]).astype(np.float32)
+
+
+def with_tear(field: Field | None, mask: Image, schema: LabelSchema, vary: str | None, *, seed: int) -> Field | None:
+    """The field, in which fibres have no direction inside a tear that a variation put into the mask."""
+    if f"insert:{TEAR}" not in (vary or "") or TEAR not in schema.names:
+        return field
+    torn = field_of_mask(mask, schema, [Wish(TEAR, 0.0, 0.0, coherence=0.0, optional=True)], seed=seed)
+    return torn if field is None else laid_over(field, torn)
 
 
 def laid_over(below: Field, above: Field) -> Field:

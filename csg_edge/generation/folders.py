@@ -29,7 +29,6 @@ from csg_edge.storage import written_whole
 SHEET_NAME = "contact_sheet.png"
 SHEET_ROWS = 16
 KEPT = 256  # masks, and contexts, of 64 KB each at 256 x 256
-TEAR = "ditf"  # the class in which fibres are torn
 FIELDS = "fibres"  # the folder that --write-fibres fills
 
 Image = NDArray[np.uint8]
@@ -92,10 +91,8 @@ class Inputs:
                 field = fibres.field_of_mask(self.mask(job), self._schema, wishes, seed=job.seed)
             except InputError as error:
                 raise InputError(f"{job.mask or 'no mask'}: {error}") from None
-        if self._takes_fields and f"insert:{TEAR}" in (job.vary or "") and TEAR in self._schema.names:
-            torn = fibres.Wish(TEAR, 0.0, 0.0, coherence=0.0, optional=True)
-            tear = fibres.field_of_mask(self.mask(job), self._schema, [torn], seed=job.seed)
-            field = tear if field is None else fibres.laid_over(field, tear)
+        if self._takes_fields:
+            field = fibres.with_tear(field, self.mask(job), self._schema, job.vary, seed=job.seed)
         return self._check_field(field, name="--fibre")
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
