@@ -66,9 +66,11 @@ def stored(teacher: CsgModel, phantom_set: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("trajectories")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trajectories, "SHARD", 4)
+        patch.setattr(trajectories, "LEAST_OF_KIND", 3)
         make_trajectories(teacher, TrajectoryConfig((phantom_set,), 16), folder, device=CPU, precision="fp32")
         stored = Trajectories(folder, 16)
         rows = [stored.read(index) for index in range(16)]
+        assert len(stored.kinds) > 1
     stored.read = lambda index: rows[index]  # type: ignore[method-assign]
     return stored
 
@@ -298,6 +300,28 @@ class TestFeatureMatching:
             gains.append(gain.item())
         assert gains[0] == pytest.approx(0.5, abs=0.03)
         assert gains[1] == pytest.approx(0.5**0.5, abs=0.1)
+
+    def test_a_batch_is_of_one_kind(
+        self, teacher: CsgModel, stored: Trajectories, matched: MatchedFeatures, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        def classes(index: int) -> tuple[int, ...]:
+            found = np.unique(stored.read(index).mask.numpy())
+            return tuple(found[(found > 0) & (found < 255)].tolist())
+
+        *common, rare = stored.kinds
+        assert sorted(index for kind in stored.kinds for index in kind.tolist()) == list(range(16))
+        assert all(len({classes(int(index)) for index in kind}) == 1 for kind in common)
+        drawn: list[int] = []
+        read = stored.read
+        monkeypatch.setattr(stored, "read", lambda index: drawn.append(index) or read(index))
+        student, _ = start_student(teacher, stored)
+        drawn.clear()
+        loop, terms = LoopConfig(iterations=8, batch=4, warmup=1), LossTerms(feature_matching=1.0)
+        assert distil(student, stored, loop, terms=terms, features=matched, out=tmp_path, device=CPU)
+        batches = [set(drawn[start : start + 4]) for start in range(0, 32, 4)]
+        assert all(any(batch <= set(kind.tolist()) for kind in stored.kinds) for batch in batches)
+        assert len(rare)
 
     def test_a_batch_stands_at_one_evaluation(
         self, teacher: CsgModel, stored: Trajectories, matched: MatchedFeatures, tmp_path: Path,

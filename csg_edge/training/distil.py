@@ -51,7 +51,7 @@ class LossTerms:
     texture: of `texture_distance`, and of the like for seams, which keep the power that a regression would average
     away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`.
     orientation: of `orientation_distance`. feature_matching: of `squared_shift` of features, for which all images of a
-    batch stand at one evaluation.
+    batch stand at one evaluation and have masks of the same classes.
     """
 
     texture: float = 0.0
@@ -101,7 +101,11 @@ def distil(
 
     def loss(iteration: int) -> Tensor:
         random = np.random.default_rng([loop.seed, iteration])
-        rows = [trajectories.read(int(index)) for index in random.integers(trajectories.count, size=loop.batch)]
+        chosen = random.integers(trajectories.count, size=loop.batch)
+        if features is not None:  # what images miss alike is another thing for nerves than for muscle
+            kind = next(kind for kind in trajectories.kinds if chosen[0] in kind)
+            chosen = random.choice(kind, size=loop.batch)
+        rows = [trajectories.read(int(index)) for index in chosen]
         noise, clean, mask, context, field = (column.to(device) for column in Trajectory.stack(rows))
         drawn = draw_places(student, random, loop.batch if features is None else 1)
         drawn *= loop.batch // len(drawn)  # a mean of features is that of one evaluation

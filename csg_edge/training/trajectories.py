@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from csg_edge.conditions import fibres
+from csg_edge.conditions.arrays import classes_in
 from csg_edge.conditions.fibres import Wish, field_of_mask
 from csg_edge.datasets.batches import Batch, BatchSource, read_training_sets, weights_of
 from csg_edge.errors import TrainingError
@@ -32,6 +34,7 @@ from csg_edge.training.model_files import read_json
 from csg_edge.training.teachers import Teacher
 
 SHARD = 32
+LEAST_OF_KIND = 64  # trajectories of masks with the same classes, to count as a kind
 DRAWN, WISHED = 0.5, 0.3  # shares of images whose fibre field the prior draws, or whose direction is asked for
 DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
 
@@ -194,6 +197,18 @@ class Trajectories:
     def has_fields(self) -> bool:
         """Whether the teacher knew fibre fields."""
         return "field" in self._files[0].keys()  # noqa: SIM118 - not a dict
+
+    @cached_property
+    def kinds(self) -> list[NDArray[np.intp]]:
+        """Positions of trajectories whose masks have the same classes; those of rare combinations in one."""
+        by_classes: dict[tuple[int, ...], list[int]] = {}
+        for index in range(self.count):
+            mask = self._files[index // SHARD].get_slice("mask")[index % SHARD].numpy()
+            classes = tuple(value for value in classes_in(mask) if value not in (0, NO_MASK))
+            by_classes.setdefault(classes, []).append(index)
+        common = [found for found in by_classes.values() if len(found) >= LEAST_OF_KIND]
+        rare = [index for found in by_classes.values() if len(found) < LEAST_OF_KIND for index in found]
+        return [np.array(found) for found in (*common, sorted(rare)) if found]
 
     def sample(self, count: int) -> tuple[Tensor, NDArray[np.uint8]]:
         """Clean ends (N, C, h, w) of the first `count` trajectories, and their contexts (M, H, W) but the dropped.
