@@ -24,12 +24,13 @@ ABANDONED = 24 * 3600.0
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     """Give a path beside `path` to write a file to; when the block ends without an error, the file becomes `path`.
 
-    Whatever fails, `path` is as it was and nothing is left beside it. Raises OSError if the disk refuses.
+    Whatever fails, `path` is as it was and nothing is left beside it. tidy: whether what killed processes left of this
+    file is looked for first, which takes the longer the more files there are. Raises OSError if the disk refuses.
     """
-    aside = _aside(path)
+    aside = _aside(path) if tidy else _beside(path, "partial")
     try:
         yield aside
         os.replace(aside, path)
@@ -56,9 +57,9 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, tidy: bool = True) -> None:
     """Write a file, text as UTF-8; otherwise as `written_whole`."""
-    with written_whole(path) as aside:
+    with written_whole(path, tidy=tidy) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -109,6 +110,11 @@ def _aside(path: Path, *, word: str = "partial") -> Path:
         with suppress(OSError):
             if _owner_is_gone(left.name) or time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return _beside(path, word)
+
+
+def _beside(path: Path, word: str) -> Path:
+    """A name beside `path` that no other process or call takes."""
     return path.with_name(f".{path.name}.{word}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 

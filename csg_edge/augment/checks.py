@@ -43,6 +43,14 @@ class Verdict:
     faults: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Look:
+    """dice: as in `Verdict`. distances: (M,) to every training image, and other context, in their order."""
+
+    dice: dict[str, float]
+    distances: NDArray[np.float32]
+
+
 class Checks:
     """The checks with their limits; `limits` says them as records have them.
 
@@ -55,8 +63,12 @@ class Checks:
     def __init__(
         self, sources: Sources, *, least: float | None, segmenter: Path | None, known: Mapping[str, Any] | None = None
     ) -> None:  # fmt: skip
+        import torch
+
         from csg_edge.quality.evaluators import SHIPPED, load_evaluators
 
+        # More threads than one wait for those of the engine: 5.6 images a second with two, 8.2 with one, on two cores.
+        torch.set_num_threads(1)
         self._evaluators = load_evaluators(segmenter or SHIPPED, schema=sources.schema)
         side = self._evaluators.image_size
         if sources.size != (side, side):
@@ -84,22 +96,25 @@ class Checks:
             "segmenter_sha256": self._evaluators.sha256["segmenter"],
         }  # fmt: skip
 
-    def judge(self, image: Image, mask: Image, position: int, others: Sequence[Image] = ()) -> Verdict:
-        """One (H, W) image and its mask at the model's size: alone, so that no other mask's images play a part.
+    def look(self, image: Image, mask: Image) -> Look:
+        """See one (H, W) image and its mask at the model's size: alone, so that no other image plays a part.
 
-        position: of the mask in the set; others: images that were kept of the same mask.
+        This takes the time, and may be done in a thread.
         """
         (score,) = dice_by_image(self._evaluators.segment(image[None]), mask[None])
-        dice = {self._schema.names[index]: round(value, 4) for index, value in score.items()}
-        faults = [name for name, value in dice.items() if value < self._limit(name)]
-        distances = self._reference.distances(image[None])[0]
+        return Look({self._schema.names[index]: round(value, 4) for index, value in score.items()},
+                    self._reference.distances(image[None])[0])  # fmt: skip
+
+    def judge(self, image: Image, seen: Look, position: int, others: Sequence[Image] = ()) -> Verdict:
+        """What was seen of an image, judged. position: of its mask in the set; others: images kept of the same mask."""
+        faults = [name for name, value in seen.dice.items() if value < self._limit(name)]
         own = self._places[position]
-        to_others = float(np.delete(distances, own).min(initial=1.0))
-        if distances[own] < COPY or to_others < self.nearest_allowed:
+        to_others = float(np.delete(seen.distances, own).min(initial=1.0))
+        if seen.distances[own] < COPY or to_others < self.nearest_allowed:
             faults.append("copy")
         elif len(others) and image_distances(image[None], np.stack(others)).min() < COPY:
             faults.append("twin")
-        return Verdict(dice, round(to_others, 4), tuple(faults))
+        return Verdict(seen.dice, round(to_others, 4), tuple(faults))
 
     def _limit(self, name: str) -> float:
         return self.least.get(name, 0.0) if self._least_of_all is None else self._least_of_all

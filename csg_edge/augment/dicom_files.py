@@ -70,9 +70,9 @@ class DicomWriter(FolderWriter):
         present = [int(index) for index in np.unique(mask) if 0 < index < NO_MASK]
         if present:
             segmentation = self._segmentation(name, picture, mask, present, origin)
-            write_whole(self._out / "segmentations" / f"{name}.dcm", _encode(segmentation))
+            write_whole(self._out / "segmentations" / f"{name}.dcm", _encode(segmentation), tidy=False)
         self._write_mask(name, mask)
-        write_whole(self._out / "images" / f"{name}.dcm", encoded)
+        write_whole(self._out / "images" / f"{name}.dcm", encoded, tidy=False)
 
     def is_whole(self, name: str) -> bool:
         return (self._out / "images" / f"{name}.dcm").is_file() and (self._out / "masks" / f"{name}.png").is_file()

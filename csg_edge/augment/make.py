@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.augment.checks import Checks, Verdict
+from csg_edge.augment.checks import Checks
+from csg_edge.augment.checks import Look as Seen
 from csg_edge.augment.plan import Draw, Look, Plan, draw
 from csg_edge.augment.sources import Context, Sources, image_digest
 from csg_edge.conditions import fibres
@@ -26,6 +28,7 @@ from csg_edge.generation.generator import Generator
 
 PREFIX = "synthetic_"  # of the names of made images
 VARIATION = "variation"  # the fault of a mask that cannot be varied as drawn
+_AHEAD = 4  # images that wait for the checks
 _NEXT = 7919  # places, a prime, from the context of one attempt to that of the next
 
 Image = NDArray[np.uint8]
@@ -121,9 +124,12 @@ class Maker:
         waiting = [(unit, repetition) for unit in units for repetition in range(unit.count)]
         for attempt in range(self.plan.attempts):
             failed: list[tuple[Unit, int]] = []
-            for ready, image in self._generate(waiting, attempt, failed, faults):
+            for ready, image, seen in self._looked_at(self._generate(waiting, attempt, failed, faults)):
                 found = kept[ready.unit.position]
-                verdict = None if self.checks is None else self._judge(self.checks, ready, image, found)
+                verdict = None
+                if self.checks is not None and seen is not None:
+                    others = [made.image for made in found.values()]
+                    verdict = self.checks.judge(image, seen, ready.unit.position, others)
                 for name in self._classes(ready.mask):
                     _count(tried[ready.unit.position], name)
                 if verdict is not None and verdict.faults:
@@ -176,8 +182,20 @@ class Maker:
                 return place
         raise InputError(f"no {kind} of SHA-256 {digest[:16]}... in the set; give the set as it was")
 
-    def _judge(self, checks: Checks, ready: Ready, image: Image, others: dict[int, Made]) -> Verdict:
-        return checks.judge(image, ready.mask, ready.unit.position, [made.image for made in others.values()])
+    def _looked_at(self, images: Iterator[tuple[Ready, Image]]) -> Iterator[tuple[Ready, Image, Seen | None]]:
+        """Each image with what the checks see of it, in order; they look in a thread while others are made."""
+        if self.checks is None:
+            yield from ((ready, image, None) for ready, image in images)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            waiting: deque[tuple[Ready, Image, Future[Seen]]] = deque()
+            for ready, image in images:
+                waiting.append((ready, image, thread.submit(self.checks.look, image, ready.mask)))
+                if len(waiting) > _AHEAD:
+                    first, made, seen = waiting.popleft()
+                    yield first, made, seen.result()
+            for first, made, seen in waiting:
+                yield first, made, seen.result()
 
     def _generate(
         self, rows: Sequence[tuple[Unit, int]], attempt: int, failed: list[tuple[Unit, int]],

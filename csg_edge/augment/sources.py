@@ -29,7 +29,8 @@ from csg_edge.storage import read_text
 LEAST_PIXELS = 50  # a class that covers less of a mask, at the model's size, does not count as shown
 LEAST_SIDE = 1 / 3  # of the image: so much of each side is left when text is cut off, or the image is refused
 FOLDS = 5  # as nnU-Net has them
-KEPT = 512
+KEPT = 64  # images and masks at their own size
+KEPT_SMALL = 2048  # masks, and contexts, at the model's: 128 MB each at 256 x 256
 TEXT_CHOICES = ("skip", "crop")
 
 Image = NDArray[np.uint8]
@@ -75,6 +76,8 @@ class Sources:
         self._rings: dict[str, tuple[Context, ...]] = {}
         self.refused: dict[str, str] = {}
         self._read = lru_cache(KEPT)(self._read_now)
+        self.mask = lru_cache(KEPT_SMALL)(self._mask)
+        self.context = lru_cache(KEPT_SMALL)(self._context)
 
     def look_for_text(self) -> None:
         """Look at every context there is; fills `refused` with names and reasons."""
@@ -161,7 +164,7 @@ class Sources:
         assert context.path is not None
         return read_context(context.path)
 
-    def context(self, context: Context) -> Image:
+    def _context(self, context: Context) -> Image:
         """(H, W) as it goes into the model, before its appearance is changed; text cut off."""
         image = self._whole_context(context)
         if boxes := self._boxes.get(context):
@@ -175,7 +178,7 @@ class Sources:
     def _read_now(self, position: int) -> tuple[Image, Image]:
         return self.set.read(position)
 
-    def mask(self, position: int) -> Image:
+    def _mask(self, position: int) -> Image:
         """(H, W) in the schema's classes, at the model's size."""
         return resize_mask(self.to_schema(self.read(position)[1]), *self.size)
 

@@ -1,7 +1,7 @@
 """Augmented sets as training pipelines take them: a folder with a table, or an nnU-Net v2 data set.
 
 Real images go along by their pixels alone, so no text chunk, EXIF or header of a file passes. Every file is whole or
-not there.
+not there; what a killed run was writing is removed when it goes on (`generation.journal`), not at every file.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class NnunetWriter:
                 true = self._sources.read(position)[0].shape
                 columns, rows = (spacing[axis] * true[1 - axis] / pixels.shape[1 - axis] for axis in (0, 1))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, nifti.encode(pixels, (columns, rows, spacing[2]), packed=path.name.endswith("z")))
+                write_whole(
+                    path, nifti.encode(pixels, (columns, rows, spacing[2]), packed=path.name.endswith("z")), tidy=False
+                )
             else:
                 _write_image(path, pixels)
 
@@ -217,7 +219,7 @@ def check_names(sources: Sources) -> None:
 
 def _write_png(path: Path, pixels: Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as aside:
+    with written_whole(path, tidy=False) as aside:
         write_png(aside, pixels)
 
 
@@ -227,7 +229,7 @@ def _write_image(path: Path, pixels: Image) -> None:
     if not encoded:
         raise InputError(f"{path}: an image of shape {pixels.shape} cannot be written; give --format folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data.tobytes())
+    write_whole(path, data.tobytes(), tidy=False)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

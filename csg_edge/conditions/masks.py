@@ -161,10 +161,10 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
     for index in sorted(has):
         if schema.names[index] in SPACES:
             continue  # a band that now reaches from edge to edge parts what it lies in
-        had_parts, has_parts = (
-            _parts_of(mask, ground, index, schema) for mask, ground in zip((before, after), apart, strict=True)
-        )
-        more = has_parts - had_parts - (index == inserted)
+        has_parts = _parts_of(after, apart[1], index, schema)
+        if has_parts < 2:
+            continue
+        more = has_parts - _parts_of(before, apart[0], index, schema) - (index == inserted)
         if more > 0:
             found.append(f"{schema.names[index]} falls apart")
     new = _stacked(apart[1]) - _stacked(apart[0])
@@ -204,8 +204,11 @@ def _without_specks(before: Image, after: Image, schema: LabelSchema, variation:
     speck = max(4.0, SPECK * after.size)
     hole = np.zeros(after.shape, np.bool_)
     inserted = _comes(variation, schema)
+    had = classes_in(before)
     for index in classes_in(after):
         parts = moves.components(after == index)
+        if len(parts) == 1 and index in had:
+            continue
         spare = len(parts) - len(moves.components(before == index)) - (int(index) == inserted)
         for region, box in parts[: max(0, spare)]:
             if box[4] < speck:

@@ -212,14 +212,14 @@ def _make(
     start = time.perf_counter()
     for job, (image, field) in zip(jobs, images, strict=True):
         if job.mask is not None:
-            with written_whole(out / "masks" / f"{job.name}.png") as aside:
+            with written_whole(out / "masks" / f"{job.name}.png", tidy=False) as aside:
                 write_png(aside, inputs.mask(job))
         facts = {}
         if field is not None:
             facts["fibre_used"] = fibres.class_directions(field, inputs.mask(job), generator.bundle.manifest.schema)
             if write_fibres:
                 write_field(out / FIELDS, job.name, field, kind=write_fibres)
-        with written_whole(out / f"{job.name}.png") as aside:
+        with written_whole(out / f"{job.name}.png", tidy=False) as aside:
             write_png(aside, image)
         now = time.perf_counter()
         yield job, 1e3 * (now - start), facts
