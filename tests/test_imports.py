@@ -13,6 +13,11 @@ import csg_edge
 
 PACKAGE = Path(csg_edge.__file__).parent
 BUILD_SIDE = ("csg_edge.training", "csg_edge.export", "csg_edge.calibration", "csg_edge.quality", "csg_edge.benchmarks")
+# What needs an extra of a module that by itself needs none, and is imported on use.
+EXTRAS = (
+    "csg_edge.augment.checks", "csg_edge.augment.report", "csg_edge.integrations.monai",
+    "csg_edge.integrations.pytorch", "csg_edge.integrations.torchio",
+)  # fmt: skip
 BARE = "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxscript', 'safetensors']));"
 
 
@@ -22,7 +27,7 @@ def run_time_modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if not name.startswith(BUILD_SIDE) and parts[-1] != "__main__":
+        if not name.startswith((*BUILD_SIDE, *EXTRAS)) and parts[-1] != "__main__":
             modules[name] = path
     return modules
 

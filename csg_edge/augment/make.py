@@ -10,14 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.augment.checks import Checks
-from csg_edge.augment.checks import Look as Seen
 from csg_edge.augment.plan import Draw, Look, Plan, draw
 from csg_edge.augment.sources import Context, Sources, image_digest
 from csg_edge.conditions import fibres
@@ -25,6 +23,10 @@ from csg_edge.conditions.fibres import Field
 from csg_edge.conditions.masks import vary_by
 from csg_edge.errors import InputError
 from csg_edge.generation.generator import Generator
+
+if TYPE_CHECKING:  # it needs the quality extra, which images that are not checked do not
+    from csg_edge.augment.checks import Checks
+    from csg_edge.augment.checks import Look as Seen
 
 PREFIX = "synthetic_"  # of the names of made images
 VARIATION = "variation"  # the fault of a mask that cannot be varied as drawn

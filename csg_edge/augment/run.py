@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from csg_edge.augment.checks import Checks
 from csg_edge.augment.croissant import write_croissant
 from csg_edge.augment.make import Maker, Unit, name_of, units_of
 from csg_edge.augment.options import HERE, Options, Scale, open_sources, open_writer
 from csg_edge.augment.plan import Plan, counts
-from csg_edge.augment.report import write_report
 from csg_edge.augment.sources import Sources
 from csg_edge.augment.work import Bench, Facts, Recipe, work_by_ray, work_here
 from csg_edge.augment.writers import REAL, SYNTHETIC, Entry, Writer, at_size
@@ -30,6 +29,7 @@ from csg_edge.progress import Progress
 from csg_edge.storage import write_json, write_whole
 
 RECORD = "augmented"
+REPORT_NEEDS = ("jinja2", "matplotlib")  # of the quality extra
 PROVENANCE = "provenance.jsonl"
 
 
@@ -61,6 +61,9 @@ def run(
     check_output(directory, out)
     sources = open_sources(directory, plan, generator, options)
     seen = preview(sources, plan, options)
+    if not options.real:  # names of the set, its files and folders stay here
+        seen = {**seen, "set": out.name, "refused": {str(k): why for k, why in enumerate(seen["refused"].values())}}
+        seen["plan"] = {**seen["plan"], "contexts": None}
     identity = {
         **seen, "set": _files(sources), "manifest_sha256": generator.bundle.digest, "engine": generator.engine.target,
         "steps": generator.engine.steps,
@@ -75,7 +78,11 @@ def run(
     if options.real:
         _check_real(sources)
     writer = open_writer(sources, out, options, job=digest, began=kept.began)
-    checks = Checks(sources, least=plan.dice, segmenter=options.segmenter) if options.checked else None
+    checks = None
+    if options.checked:
+        from csg_edge.augment.checks import Checks
+
+        checks = Checks(sources, least=plan.dice, segmenter=options.segmenter)
     bench = Bench(Maker(plan, sources, generator, checks), sources, writer, options)
     numbers = counts(plan, sources.present(), sources.schema.names, real=options.real)
     units = units_of(sources, numbers)
@@ -109,7 +116,10 @@ def run(
         }  # fmt: skip
         _write_card(out)
         write_croissant(out, record, table=writer.table, columns=writer.columns)
-        write_report(out, record, entries, writer)
+        if all(find_spec(name) for name in REPORT_NEEDS):
+            from csg_edge.augment.report import write_report
+
+            write_report(out, record, entries, writer)
         kept.finish(record)
     except OSError as error:
         raise InputError(

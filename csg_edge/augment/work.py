@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from csg_edge.augment.checks import Checks
 from csg_edge.augment.make import Maker, Outcome, Unit
 from csg_edge.augment.options import Options, open_sources, open_writer
 from csg_edge.augment.plan import Plan
@@ -79,6 +78,8 @@ class Recipe:
         writer = open_writer(sources, self.out, self.options, job=self.job, began=self.began)
         checks = None
         if self.limits is not None:
+            from csg_edge.augment.checks import Checks
+
             plan, segmenter = self.plan, self.options.segmenter
             checks = Checks(sources, least=plan.dice, segmenter=segmenter, known=self.limits)
         return Bench(Maker(self.plan, sources, generator, checks), sources, writer, self.options)

@@ -155,7 +155,11 @@ class _Processes:
         self._pool = ProcessPoolExecutor(
             count, mp_context=get_context("fork"), initializer=_become_drawer, initargs=(source, self._slots)
         )
+        threads = cv2.getNumThreads()
+        # A process a core. In the child, OpenCV would wait for threads of its pool that do not run there.
+        cv2.setNumThreads(1)
         self._pool.submit(int).result()  # so that all are forked now
+        cv2.setNumThreads(threads)
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
         free, pending = list(range(len(self._slots))), {}
@@ -177,7 +181,6 @@ _drawer: tuple[BatchSource, list[Batch]]
 def _become_drawer(source: BatchSource, slots: list[Batch]) -> None:
     global _drawer
     _drawer = source, slots
-    cv2.setNumThreads(1)  # a process a core
 
 
 def _draw_into(slot: int, index: int) -> None:
