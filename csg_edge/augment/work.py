@@ -24,7 +24,7 @@ from csg_edge.augment.writers import SYNTHETIC, Writer, at_size
 from csg_edge.errors import InputError
 from csg_edge.generation.loading import load
 
-SIDE_BY_SIDE = 8  # masks whose images are made side by side
+SIDE_BY_SIDE = 32  # images made side by side, of as many masks; what a kill costs at most, or those of one mask
 
 Facts = dict[str, Any]
 
@@ -49,8 +49,20 @@ class Bench:
 
 def work_here(bench: Bench, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
     """In this process."""
-    for start in range(0, len(units), SIDE_BY_SIDE):
-        yield from bench.work(units[start : start + SIDE_BY_SIDE])
+    for portion in portions(units):
+        yield from bench.work(portion)
+
+
+def portions(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """The units in turn, as many together as have SIDE_BY_SIDE images, and at least one."""
+    portion: list[Unit] = []
+    for unit in units:
+        portion.append(unit)
+        if sum(item.count for item in portion) >= SIDE_BY_SIDE:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,11 @@ class Worker:
         self._bench = recipe.bench()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        units = [Unit(**json.loads(text)) for text in batch["unit"]]
-        found = [json.dumps([asdict(unit), facts]) for unit, facts in self._bench.work(units)]
+        found = [
+            json.dumps([asdict(unit), facts])
+            for text in batch["units"]
+            for unit, facts in self._bench.work([Unit(**item) for item in json.loads(text)])
+        ]
         return {"done": np.array(found, object)}
 
 
@@ -127,11 +142,10 @@ def work_by_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress and the end are ours to tell
-        rows = [{"unit": json.dumps(asdict(unit))} for unit in units]
+        rows = [{"units": json.dumps([asdict(unit) for unit in portion])} for portion in portions(units)]
         number = max(1, min(workers, processors - 1))
-        blocks = max(min(number, len(rows)), -(-len(rows) // SIDE_BY_SIDE))
-        made = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
-            Worker, fn_constructor_args=(recipe,), batch_size=SIDE_BY_SIDE,
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker, fn_constructor_args=(recipe,), batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=number), num_cpus=1 if processors > 1 else 0.5,
         )  # fmt: skip
         for row in made.iter_rows():

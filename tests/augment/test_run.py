@@ -289,10 +289,10 @@ def test_contexts_with_text_are_not_used(phantom_set: Path, tmp_path: Path) -> N
 class Killed:
     """A run of `csg-edge augment` in a process of its own, which can be killed."""
 
-    def __init__(self, source: Path, out: Path) -> None:
+    def __init__(self, source: Path, out: Path, *options: str) -> None:
         code = "from csg_edge.cli.main import main; main()"
-        arguments = ["augment", str(source), "--out", str(out), "--multiply", "6", "--no-checks"]
-        self.command = [sys.executable, "-c", code, *arguments]
+        arguments = ["augment", str(source), "--out", str(out), "--multiply", "40", *QUICK]
+        self.command = [sys.executable, "-c", code, *arguments, *options]
 
     def until(self, seconds: float) -> bool:
         """Kill it after so long; whether it had ended before."""
@@ -307,20 +307,26 @@ class Killed:
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments(phantom_set: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole" / "out", tmp_path / "killed" / "out"  # the data card says the folder's name
     begun = time.monotonic()
-    assert Killed(phantom_set, tmp_path / "whole").until(600)
-    whole = time.monotonic() - begun
-    moments, ended, kills = random.Random(0), False, 0
+    assert Killed(phantom_set, whole).until(600)
+    seconds = time.monotonic() - begun
+    begun = time.monotonic()
+    assert Killed(phantom_set, tmp_path / "nothing", "--dry-run").until(600)
+    start = time.monotonic() - begun
+    # From before the first image on, and each time a part of what is left.
+    moments, kills, seen = random.Random(0), 0, set()
     for _ in range(20):
-        if ended := Killed(phantom_set, tmp_path / "killed").until(moments.uniform(0.3, 1.0) * whole):
+        if Killed(phantom_set, killed).until(start + moments.uniform(-0.1, 0.15) * (seconds - start)):
             break
         kills += 1
-        for path in (tmp_path / "killed").rglob("*.png"):
-            if not path.name.startswith("."):
-                assert read_context(path) is not None  # no half file
-    assert ended or Killed(phantom_set, tmp_path / "killed").until(600)
-    print(f"{kills} kills")
-    assert kills >= 1
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    names = Counter(row["id"] for row in lines(tmp_path / "killed"))
+        whole_files = [path for path in killed.rglob("*.png") if not path.name.startswith(".")]
+        seen.add(len(whole_files))
+        assert all(read_context(path) is not None for path in whole_files)  # no half file
+    assert Killed(phantom_set, killed).until(600)
+    print(f"{kills} kills, with {sorted(seen)} files there")
+    assert kills >= 5
+    assert len(seen) >= 3
+    assert files(killed) == files(whole)
+    names = Counter(row["id"] for row in lines(killed))
     assert set(names.values()) == {1}
