@@ -21,6 +21,7 @@ from csg_edge.augment.sources import Context, Sources, image_digest
 from csg_edge.conditions import fibres
 from csg_edge.conditions.fibres import Field
 from csg_edge.conditions.masks import vary_by
+from csg_edge.datasets import augmentation
 from csg_edge.errors import InputError
 from csg_edge.generation.generator import Generator
 
@@ -278,15 +279,13 @@ def changed(context: Image, look: Look) -> Image:
     """A (H, W) context with another gamma, gain, slope over the depth, and size of speckle."""
     if look == Look():
         return context
-    levels = context.astype(np.float32) / 255.0
+    levels: NDArray[Any] = context
     if look.speckle != 1.0:
         height, width = context.shape
         turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0.0, look.speckle)
-        levels = np.asarray(
-            cv2.warpAffine(levels, turn, (width, height), flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101),
-            np.float32,
-        )
-    depth = np.linspace(-0.5, 0.5, context.shape[0], dtype=np.float32)[:, None]
-    levels = levels.clip(0.0, 1.0) ** np.float32(look.gamma)
-    levels = levels * np.float32(look.gain) * (1.0 + np.float32(look.tgc) * depth)
-    return np.asarray((levels * 255.0 + 0.5).clip(0, 255), np.uint8)
+        larger = cv2.warpAffine(
+            context.astype(np.float32), turn, (width, height), flags=cv2.INTER_LANCZOS4,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )  # fmt: skip
+        levels = np.clip(larger, 0.0, 255.0)
+    return augmentation.Look(look.gamma, look.gain, look.tgc).apply(levels)

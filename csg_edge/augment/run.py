@@ -13,6 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from csg_edge.augment.croissant import write_croissant
 from csg_edge.augment.make import Maker, Unit, name_of, units_of
 from csg_edge.augment.options import HERE, Options, Scale, open_sources, open_writer
@@ -24,7 +27,7 @@ from csg_edge.conditions.frames import split_frame
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.errors import InputError
 from csg_edge.generation.generator import Generator
-from csg_edge.generation.journal import Journal, finished_digest, finished_record, job_digest
+from csg_edge.generation.journal import Journal, cannot_write, finished_digest, finished_record, job_digest
 from csg_edge.progress import Progress
 from csg_edge.storage import write_json, write_whole
 
@@ -35,6 +38,11 @@ PROVENANCE = "provenance.jsonl"
 
 def preview(sources: Sources, plan: Plan, options: Options) -> dict[str, Any]:
     """What would be made: numbers of images and of images with each class, before and after. JSON-ready."""
+    return _planned(sources, plan, options)[1]
+
+
+def _planned(sources: Sources, plan: Plan, options: Options) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """How many images to make of each mask, and what `preview` says of it."""
     present = sources.present()
     numbers = counts(plan, present, sources.schema.names, real=options.real)
     rows = {}
@@ -47,7 +55,7 @@ def preview(sources: Sources, plan: Plan, options: Options) -> dict[str, Any]:
                 "before": before, "before_share": round(before / len(numbers), 4),
                 "after": after, "after_share": round(after / total, 4),
             }  # fmt: skip
-    return {
+    return numbers, {
         "set": sources.set.name, "masks": len(numbers), "images": int(numbers.sum()), "real": len(numbers),
         "contexts": len(sources.positions) + len(sources.others) - len(sources.refused), "refused": sources.refused,
         "classes": rows, "plan": plan.to_json(),
@@ -60,7 +68,7 @@ def run(
     """Augment a set into `out`; returns the record. Raises InputError for bad input, before anything is written."""
     check_output(directory, out)
     sources = open_sources(directory, plan, generator, options)
-    seen = preview(sources, plan, options)
+    numbers, seen = _planned(sources, plan, options)
     if not options.real:  # names of the set, its files and folders stay here
         seen = {**seen, "set": out.name, "refused": {str(k): why for k, why in enumerate(seen["refused"].values())}}
         seen["plan"] = {**seen["plan"], "contexts": None}
@@ -84,7 +92,6 @@ def run(
 
         checks = Checks(sources, least=plan.dice, segmenter=options.segmenter)
     bench = Bench(Maker(plan, sources, generator, checks), sources, writer, options)
-    numbers = counts(plan, sources.present(), sources.schema.names, real=options.real)
     units = units_of(sources, numbers)
     done = {
         name: facts
@@ -122,10 +129,7 @@ def run(
             write_report(out, record, entries, writer)
         kept.finish(record)
     except OSError as error:
-        raise InputError(
-            f"--out {out}: cannot write ({error.strerror or error}); free disk space or mend the permissions and run "
-            "the same command again, or choose another folder"
-        ) from None
+        raise cannot_write(out, error) from None
     return {"out": str(out), **record, "made_now": left}
 
 

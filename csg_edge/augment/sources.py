@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +18,10 @@ from csg_edge.conditions.contexts import ContextBank, style_of
 from csg_edge.conditions.files import list_images, read_context
 from csg_edge.conditions.frames import split_frame
 from csg_edge.datasets.labelled_set import class_table, open_set
-from csg_edge.datasets.layouts import NNUNET_SPLITS, FolderSet
+from csg_edge.datasets.layouts import NNUNET_SPLITS, FolderSet, read_splits
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.progress import Progress
-from csg_edge.storage import read_text
 
 LEAST_PIXELS = 50  # a class that covers less of a mask, at the model's size, does not count as shown
 LEAST_SIDE = 1 / 3  # of the image: so much of each side is left when text is cut off, or the image is refused
@@ -64,7 +61,7 @@ class Sources:
         self.set, self.schema, self.size = found, schema, size
         self._table, self._own, self._text = class_table(found, schema), own, text
         self.own_index = _inverse(self._table, found)
-        self.folds = _folds(found) if folds else None
+        self.folds, self.fold_count = _folds(found) if folds else (None, 0)
         self.positions = tuple(
             position for position, item in enumerate(found.examples) if self.folds is not None or item.split == "train"
         )
@@ -224,14 +221,14 @@ def _inverse(table: NDArray[np.uint8], found: FolderSet) -> NDArray[np.int16]:
     return inverse
 
 
-def _folds(found: FolderSet) -> dict[str, frozenset[int]] | None:
-    """For an nnU-Net set the folds in which each group is validated, None for another.
+def _folds(found: FolderSet) -> tuple[dict[str, frozenset[int]] | None, int]:
+    """For an nnU-Net set the folds in which each group is validated, and how many there are; None for another.
 
     Those of splits_final.json, else FOLDS of whole groups: nnU-Net by itself deals single images, and an image made
     from another's mask would be trained on where that is validated. Raises InputError for a group on both sides.
     """
     if found.layout != "nnU-Net v2":
-        return None
+        return None, 0
     groups = {item.name: item.group for item in found.examples}
     path = found.path / NNUNET_SPLITS
     if path.is_file():
@@ -251,22 +248,7 @@ def _folds(found: FolderSet) -> dict[str, frozenset[int]] | None:
             raise InputError(f"{path}: group {both[0]} is trained on and validated in fold {fold}; keep groups whole")
         for group in sides["val"]:
             folds[group].add(fold)
-    return {group: frozenset(held) for group, held in folds.items()}
-
-
-def read_splits(path: Path) -> list[dict[str, list[str]]]:
-    """Folds of a splits_final.json. Raises InputError for a file that is none."""
-    try:
-        values: Any = json.loads(read_text(path))
-        return [{side: [str(name) for name in fold[side]] for side in ("train", "val")} for fold in values]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{path}: no folds with train and val; write it as nnU-Net does, or remove it") from None
-
-
-def fold_count(folds: dict[str, frozenset[int]], directory: Path) -> int:
-    """How many folds a set has."""
-    path = directory / NNUNET_SPLITS
-    return len(read_splits(path)) if path.is_file() else min(FOLDS, len(folds))
+    return {group: frozenset(held) for group, held in folds.items()}, len(splits)
 
 
 def _other_files(folder: Path | None) -> Sequence[Path]:

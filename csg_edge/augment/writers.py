@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.augment.make import PREFIX, Made
-from csg_edge.augment.sources import Sources, fold_count
+from csg_edge.augment.sources import Sources
 from csg_edge.conditions import nifti
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.decoding import decode_image
@@ -184,7 +184,7 @@ class NnunetWriter:
             held = [item for item in entries if examples[item.position].split == "val"]
             return [{"train": [item.name for item in entries if item not in held], "val": [item.name for item in held]}]
         found = []
-        for fold in range(fold_count(folds, self._sources.set.path)):
+        for fold in range(self._sources.fold_count):
             validated = {item for item in entries if fold in folds[examples[item.position].group]}
             found.append({
                 "train": [item.name for item in entries if item not in validated],

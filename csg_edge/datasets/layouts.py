@@ -223,15 +223,25 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
 
 def _split_by_fold(path: Path, examples: tuple[Example, ...]) -> tuple[Example, ...]:
     """Splits of the first fold. What only other folds name, as images made of what it validates, is in neither."""
-    try:
-        folds = [{str(name): split for split in ("train", "val") for name in fold[split]} for fold in _read_json(path)]
-        splits = {name: ELSEWHERE for fold in folds for name in fold} | folds[0]
-    except (KeyError, IndexError, TypeError):
-        raise InputError(f"{path}: no train and val of a first fold; write it as nnU-Net does, or remove it") from None
+    folds = [{name: split for split in ("train", "val") for name in fold[split]} for fold in read_splits(path)]
+    splits = {name: ELSEWHERE for fold in folds for name in fold} | folds[0]
     without = [item.name for item in examples if item.name not in splits]
     if without:
         raise InputError(f"{path}: {_count(without)} not in any fold; add the names, or remove the file")
     return tuple(Example(item.name, item.group, splits[item.name]) for item in examples)
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """Names to train on and to validate by, for each fold of a splits_final.json. Raises InputError without a fold."""
+    try:
+        folds = [
+            {split: [str(name) for name in fold[split]] for split in ("train", "val")} for fold in _read_json(path)
+        ]
+    except (KeyError, IndexError, TypeError):
+        folds = []
+    if not folds:
+        raise InputError(f"{path}: no train and val of a first fold; write it as nnU-Net does, or remove it")
+    return folds
 
 
 def _pair(

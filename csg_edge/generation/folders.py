@@ -181,10 +181,7 @@ def run(
         record["images"] = [{**row, **done[row["name"]]} for row in record["images"]]
         kept.finish(record)
     except OSError as error:
-        raise InputError(
-            f"--out {out}: cannot write ({error.strerror or error}); free disk space or mend the permissions and run "
-            "the same command again, or choose another folder"
-        ) from None
+        raise journal.cannot_write(out, error) from None
     timed = milliseconds[1:] or milliseconds  # the first call still warms caches
     # From one image to the next, reading and writing included, which overlap with generating.
     pace = {"median": statistics.median(timed), "max": max(timed), "images": len(timed)} if timed else None

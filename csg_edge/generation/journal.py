@@ -28,6 +28,14 @@ def job_digest(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
+def cannot_write(out: Path, error: OSError) -> InputError:
+    """What to tell of a disk that refuses; the job goes on where it was once that is mended."""
+    return InputError(
+        f"--out {out}: cannot write ({error.strerror or error}); free disk space or mend the permissions and run "
+        "the same command again, or choose another folder"
+    )
+
+
 def finished_digest(out: Path, name: str = GENERATED) -> str:
     """Of the job whose whole record lies in a folder; empty where there is none, or a file that is something else."""
     return str(_finished(out, name).get("job", ""))
