@@ -39,7 +39,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the output: its name, group, split of a set with splits, and whether it is real."""
+    """One image of the output. position: in the set, of the real image, or of the mask; origin: REAL or SYNTHETIC."""
 
     name: str
     position: int
