@@ -77,9 +77,19 @@ def is_blob(mask: Image, index: int, schema: LabelSchema) -> bool:
 
 def components(region: Bools) -> list[tuple[Bools, tuple[int, int, int, int, int]]]:
     """8-connected parts of a region (H, W): each with its (x, y, width, height, area), the smallest first."""
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
-    order = sorted(range(1, count), key=lambda k: int(boxes[k][4]))
-    return [(labels == k, tuple(int(v) for v in boxes[k])) for k in order]  # type: ignore[misc]
+    # OpenCV's own statistics take seven times as long as its labels.
+    count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
+    found = []
+    for part in [region] if count == 2 else [labels == index for index in range(1, count)]:
+        pixels = part.view(np.uint8)
+        x, y, width, height = cv2.boundingRect(pixels)
+        found.append((part, (x, y, width, height, cv2.countNonZero(pixels))))
+    return sorted(found, key=lambda item: item[1][4])
+
+
+def count_components(region: Bools) -> int:
+    """The number of 8-connected parts of a region (H, W)."""
+    return int(cv2.connectedComponents(region.astype(np.uint8), connectivity=8)[0]) - 1
 
 
 def fill(mask: Image, hole: Bools) -> Image:
@@ -88,11 +98,19 @@ def fill(mask: Image, hole: Bools) -> Image:
         return mask.copy()
     if hole.all():
         return np.zeros_like(mask)
+    # The nearest is never farther than the first pixel beyond the box around the hole.
+    x, y, width, height = cv2.boundingRect(hole.astype(np.uint8))
+    box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
+    inside, part = hole[box], mask[box]
     # OpenCV numbers the pixels outside the hole and tells for each pixel the number of the nearest.
-    _, nearest = cv2.distanceTransformWithLabels(hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    _, nearest = cv2.distanceTransformWithLabels(
+        inside.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )  # fmt: skip
     classes = np.zeros(int(nearest.max()) + 1, np.uint8)
-    classes[nearest[~hole]] = mask[~hole]
-    return np.where(hole, classes[nearest], mask)
+    classes[nearest[~inside]] = part[~inside]
+    filled = mask.copy()
+    filled[box] = np.where(inside, classes[nearest], part)
+    return filled
 
 
 def resample(parts: Parts, source: Map) -> Parts:
@@ -313,7 +331,7 @@ def insert_tear(parts: Parts, index: int, size: float | None, random: np.random.
         off = random.uniform(-1, 1) * max(0.0, 0.45 * thickness[x] - tall)
         u, v = (columns - x) / long, (rows - middle[None].astype(np.float32) - off) / tall
         shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.25, 7)) & tendon
-        if shape.any() and (shape & free).sum() == shape.sum() and len(components(shape)) == 1:
+        if shape.any() and (shape & free).sum() == shape.sum() and count_components(shape) == 1:
             # Shreds of tendon that a tear cuts off at the border belong to the tear.
             for shred, box in components(tendon & ~shape):
                 if box[4] < max(8, 0.001 * shape.size):
@@ -348,7 +366,7 @@ def insert_round(parts: Parts, index: int, size: float | None, random: np.random
         u = (across * math.cos(angle) + down * math.sin(angle)) / half
         v = (down * math.cos(angle) - across * math.sin(angle)) / (half * flat)
         shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.07, 3)) & free
-        if shape.sum() >= 12 and len(components(shape)) == 1:
+        if shape.sum() >= 12 and count_components(shape) == 1:
             return Parts(parts.ground, np.where(shape, np.uint8(index), parts.blobs), schema)
     name = schema.names[index]
     raise InputError(f"no room for a {name} clear of what is there; choose a smaller size or another mask")

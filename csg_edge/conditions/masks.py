@@ -132,7 +132,7 @@ def _vary_once(mask: Image, schema: LabelSchema, variation: Variation, position:
         except InputError as error:
             raise InputError(f"vary {str(variation)!r}: {error}") from None
         varied = _without_specks(mask, varied, schema, variation)
-        found = flaws(mask, varied, schema, variation=variation)
+        found = _flaws(mask, parts.ground, varied, schema, variation)
         if not found:
             return varied
     raise InputError(f"vary {str(variation)!r}: cannot be applied to this mask ({found[0]}); give a smaller amount")
@@ -148,6 +148,11 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
     if not np.array_equal(before == NO_MASK, after == NO_MASK):
         return ["pixels of 255 moved"]
     before, after = (moves.fill(mask, mask == NO_MASK) for mask in (before, after))
+    return _flaws(before, moves.take_apart(before, schema).ground, after, schema, variation)
+
+
+def _flaws(before: Image, ground: Image, after: Image, schema: LabelSchema, variation: Variation | None) -> list[str]:
+    """`flaws` of masks that are labelled everywhere. ground: of `before`."""
     inserted, removed = _comes(variation, schema), _goes(variation, schema)
     had, has = set(classes_in(before)), set(classes_in(after))
     found = [f"{schema.names[k]} leaves the picture" for k in sorted(had - has - {removed})]
@@ -157,17 +162,17 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
         found = [line for line in found if not line.startswith(f"{schema.names[0]} comes")]
     if found:
         return found
-    apart = [moves.take_apart(mask, schema).ground for mask in (before, after)]
+    new_ground = moves.take_apart(after, schema).ground
     for index in sorted(has):
         if schema.names[index] in SPACES:
             continue  # a band that now reaches from edge to edge parts what it lies in
-        has_parts = _parts_of(after, apart[1], index, schema)
+        has_parts = _parts_of(after, new_ground, index, schema)
         if has_parts < 2:
             continue
-        more = has_parts - _parts_of(before, apart[0], index, schema) - (index == inserted)
+        more = has_parts - _parts_of(before, ground, index, schema) - (index == inserted)
         if more > 0:
             found.append(f"{schema.names[index]} falls apart")
-    new = _stacked(apart[1]) - _stacked(apart[0])
+    new = _stacked(new_ground) - _stacked(ground)
     found += [f"{schema.names[b]} lies directly under {schema.names[a]}" for a, b in sorted(new)]
     for name, host in moves.CONFINED.items():
         if name in schema.names and host in schema.names and variation is not None and schema.index(name) == inserted:
@@ -190,7 +195,7 @@ def _goes(variation: Variation | None, schema: LabelSchema) -> int:
 def _parts_of(mask: Image, ground: Image, index: int, schema: LabelSchema) -> int:
     # Layers are counted without the blobs on them: a vessel may touch the border of its muscle.
     source = mask if moves.is_blob(mask, index, schema) else ground
-    return len(moves.components(source == index))
+    return moves.count_components(source == index)
 
 
 def _stacked(ground: Image) -> set[tuple[int, int]]:
@@ -206,11 +211,13 @@ def _without_specks(before: Image, after: Image, schema: LabelSchema, variation:
     inserted = _comes(variation, schema)
     had = classes_in(before)
     for index in classes_in(after):
-        parts = moves.components(after == index)
-        if len(parts) == 1 and index in had:
+        number = moves.count_components(after == index)
+        if number == 1 and index in had:
             continue
-        spare = len(parts) - len(moves.components(before == index)) - (int(index) == inserted)
-        for region, box in parts[: max(0, spare)]:
+        spare = number - moves.count_components(before == index) - (int(index) == inserted)
+        if spare < 1:
+            continue
+        for region, box in moves.components(after == index)[:spare]:
             if box[4] < speck:
                 hole |= region
     return moves.fill(after, hole)

@@ -115,6 +115,15 @@ class TestSameBytes:
         from_noise = native.generate(scene.mask, scene.image, 999, noise=noise.ctypes.data)
         assert np.array_equal(from_noise, native.generate(scene.mask, scene.image, 11))
 
+    def test_noise_is_kept_for_its_seed_alone(self, native: NativeGenerator) -> None:
+        scene, noise = SCENES[0], noise_for(12, (16, 64, 64))
+        first = native.generate(scene.mask, scene.image, 11)
+        assert np.array_equal(first, native.generate(scene.mask, scene.image, 11))
+        other = native.generate(scene.mask, scene.image, 999, noise=noise.ctypes.data)
+        assert not np.array_equal(first, other)
+        assert np.array_equal(first, native.generate(scene.mask, scene.image, 11))
+        assert np.array_equal(other, native.generate(scene.mask, scene.image, 12))
+
     def test_rows_may_be_apart_and_upside_down(self, native: NativeGenerator) -> None:
         scene = SCENES[1]
         plain = native.generate(scene.mask, scene.image, 2)

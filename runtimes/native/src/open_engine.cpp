@@ -58,26 +58,26 @@ class OpenEngine::Lease {
     {
       const std::lock_guard<std::mutex> lock(engine_.mutex_);
       if (!engine_.idle_.empty()) {
-        inference_ = std::move(engine_.idle_.back());
+        kept_ = std::move(engine_.idle_.back());
         engine_.idle_.pop_back();
         return;
       }
       engine_.idle_.reserve(++engine_.made_);  // so that giving back takes no memory
     }
-    inference_ = engine_.model_->inference();
+    kept_.inference = engine_.model_->inference();
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
   ~Lease() {
-    if (inference_ == nullptr) return;
+    if (kept_.inference == nullptr) return;
     const std::lock_guard<std::mutex> lock(engine_.mutex_);
-    engine_.idle_.push_back(std::move(inference_));
+    engine_.idle_.push_back(std::move(kept_));
   }
-  Inference& operator*() const { return *inference_; }
+  Kept& operator*() { return kept_; }
 
  private:
   OpenEngine& engine_;
-  std::unique_ptr<Inference> inference_;
+  Kept kept_;
 };
 
 void OpenEngine::make(const Job& job) {
@@ -88,20 +88,22 @@ void OpenEngine::make(const Job& job) {
   }
   const auto [height, width] = manifest_.image_size;
   const ptrdiff_t stride = checked_stride(job.image_stride, width, "image");
-  const Lease lease(*this);
-  const Buffers& buffers = (*lease).buffers();
-  fill(buffers, job);
+  Lease lease(*this);
+  fill(job, *lease);
 #ifdef CSG_EDGE_PLANTED  // a race and a leak, for the test that the sanitizers find them here, whatever is suppressed
   ++planted_;
   char* volatile lost = new char[64];
   static_cast<void>(lost);
 #endif
-  run(*lease, job, begin);
+  Inference& inference = *(*lease).inference;
+  run(inference, job, begin);
+  const Buffers& buffers = inference.buffers();
   copy_rows(buffers.image, width, job.image, stride, height, width);
   if (job.fibre_used != nullptr) std::copy_n(buffers.fibre_used, manifest_.fibre_values(), job.fibre_used);
 }
 
-void OpenEngine::fill(const Buffers& buffers, const Job& job) const {
+void OpenEngine::fill(const Job& job, Kept& kept) const {
+  const Buffers& buffers = kept.inference->buffers();
   const auto [height, width] = manifest_.image_size;
   const size_t pixels = manifest_.pixels();
   if (job.mask == nullptr) {
@@ -121,11 +123,13 @@ void OpenEngine::fill(const Buffers& buffers, const Job& job) const {
     copy_rows(job.context, checked_stride(job.context_stride, width, "context"), buffers.context, width, height, width);
   }
   const size_t values = manifest_.noise_values();
-  if (job.noise == nullptr) {
-    noise_for(job.seed, buffers.noise, values);
-  } else {
+  if (job.noise != nullptr) {
     if (!all_finite(job.noise, values)) refuse("noise: holds NaN or infinity; give standard normal values");
+    kept.seed.reset();
     std::copy_n(job.noise, values, buffers.noise);
+  } else if (kept.seed != job.seed) {
+    noise_for(job.seed, buffers.noise, values);
+    kept.seed = job.seed;
   }
   if (manifest_.fibre) {
     if (job.fibre == nullptr) {

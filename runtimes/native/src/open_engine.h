@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "backend.h"
@@ -36,13 +37,19 @@ class OpenEngine {
  private:
   class Lease;
 
-  void fill(const Buffers& buffers, const Job& job) const;
+  // An inference, and the seed whose noise its buffer still holds: with the same seed again nothing is drawn.
+  struct Kept {
+    std::unique_ptr<Inference> inference;
+    std::optional<uint64_t> seed;
+  };
+
+  void fill(const Job& job, Kept& kept) const;
   static void run(Inference& inference, const Job& job, std::chrono::steady_clock::time_point begin);
 
   const Manifest& manifest_;
   std::unique_ptr<Model> model_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Inference>> idle_;
+  std::vector<Kept> idle_;
   size_t made_ = 0;  // inferences, idle or not
 #ifdef CSG_EDGE_PLANTED
   int planted_ = 0;
