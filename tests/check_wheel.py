@@ -19,6 +19,10 @@ NEEDED = (
     "csg_edge/benchmarks/scenarios/short.toml",
     "csg_edge/augment/templates/augment.html",
     "csg_edge/benchmarks/templates/bench.html",
+    "csg_edge/studio/static/index.html",
+    "csg_edge/studio/static/studio.js",
+    "csg_edge/studio/static/painter.js",
+    "csg_edge/studio/static/studio.css",
     "csg_edge/py.typed",
 )
 

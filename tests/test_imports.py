@@ -16,7 +16,7 @@ BUILD_SIDE = ("csg_edge.training", "csg_edge.export", "csg_edge.calibration", "c
 # What needs an extra of a module that by itself needs none, and is imported on use.
 EXTRAS = (
     "csg_edge.augment.checks", "csg_edge.augment.report", "csg_edge.integrations.monai",
-    "csg_edge.integrations.pytorch", "csg_edge.integrations.torchio",
+    "csg_edge.integrations.pytorch", "csg_edge.integrations.torchio", "csg_edge.studio.server",
 )  # fmt: skip
 BARE = "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxscript', 'safetensors']));"
 

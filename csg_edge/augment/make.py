@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.augment.plan import Draw, Look, Plan, draw
-from csg_edge.augment.sources import Context, Sources, image_digest
+from csg_edge.augment.sources import Context, Sources
 from csg_edge.conditions import fibres
+from csg_edge.conditions.arrays import image_digest
 from csg_edge.conditions.fibres import Field
 from csg_edge.conditions.masks import vary_by
 from csg_edge.datasets import augmentation

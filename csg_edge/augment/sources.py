@@ -203,11 +203,6 @@ class Sources:
         return values.astype(np.uint8)
 
 
-def image_digest(image: Image) -> str:
-    """Of shape and pixels: what provenance knows an image by, without its name."""
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
 def _inverse(table: NDArray[np.uint8], found: FolderSet) -> NDArray[np.int16]:
     """(256,) schema index -> number in the set's masks, -1 where there is none."""
     inverse = np.full(256, -1, np.int16)

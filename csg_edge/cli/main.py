@@ -18,6 +18,7 @@ from csg_edge.cli.export import build, export, serve_repository
 from csg_edge.cli.generate import generate
 from csg_edge.cli.inspect import doctor, info, verify
 from csg_edge.cli.quality import fit_evaluators, validate
+from csg_edge.cli.studio import studio
 from csg_edge.cli.train import distill, train, train_autoencoder, tune_int8
 from csg_edge.errors import CsgEdgeError
 
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 for command in (
-    generate, augment, info, doctor, verify, bench, train, train_autoencoder, distill, tune_int8, export, calibrate,
-    build, serve_repository, validate, fit_evaluators, pack, phantom,
+    generate, augment, studio, info, doctor, verify, bench, train, train_autoencoder, distill, tune_int8, export,
+    calibrate, build, serve_repository, validate, fit_evaluators, pack, phantom,
 ):  # fmt: skip
     main.add_command(command)

@@ -114,7 +114,8 @@ def test_no_group_crosses_a_fold(raw: Path, tmp_path: Path) -> None:
 
 def contexts_of(raw: Path, out: Path) -> dict[str, str]:
     """The group that each made image's context is of, by the hashes of its provenance."""
-    from csg_edge.augment.sources import Context, Sources, image_digest
+    from csg_edge.augment.sources import Context, Sources
+    from csg_edge.conditions.arrays import image_digest
 
     sources = Sources(raw, MSK_SCHEMA, (256, 256), folds=True)
     known = {image_digest(sources.context(Context(place))): sources.group(place) for place in sources.positions}

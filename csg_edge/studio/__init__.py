@@ -1,0 +1,1 @@
+"""The studio: a local page to paint a mask, choose a look and see the image while painting."""
