@@ -24,7 +24,6 @@ from playwright.sync_api import sync_playwright
 from csg_edge.machine import processor_name
 from csg_edge.storage import write_json
 
-
 # A promise of the time that the next image took, kept in the page: asking again and again would take what is measured.
 NEXT = """() => { const root = document.documentElement; window.next = new Promise((done) => {
     const watch = new MutationObserver(() => { watch.disconnect(); done(root.dataset.latency); });
@@ -66,6 +65,7 @@ class Painter:
 
 
 def main() -> None:
+    """Paint, print the figures, and write them with --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strokes", type=int, default=200)
     parser.add_argument("--memory", type=int, default=2000)
@@ -82,13 +82,13 @@ def main() -> None:
             painter = Painter(browser, address)
             engine = painter.page.locator("#engine-shown").inner_text()
             took = [painter.stroke() for _ in range(given.strokes)]
-            memory = [{"strokes": given.strokes, "server_mb": resident_mb(server.pid), "page_heap_mb": painter.heap_mb()}]
-            for count in range(given.strokes + 1, given.memory + 1):
-                painter.stroke()
-                if count % 600 == 0 or count == given.memory:
-                    memory.append(
-                        {"strokes": count, "server_mb": resident_mb(server.pid), "page_heap_mb": painter.heap_mb()}
-                    )
+            memory = []
+            for count in range(given.strokes, given.memory + 1):
+                if count > given.strokes:
+                    painter.stroke()
+                if count % 600 == 0 or count in (given.strokes, given.memory):
+                    seen = {"server_mb": resident_mb(server.pid), "page_heap_mb": painter.heap_mb()}
+                    memory.append({"strokes": count, **seen})
             browser.close()
     finally:
         server.terminate()

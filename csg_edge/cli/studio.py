@@ -24,6 +24,8 @@ def studio(
 ) -> None:  # fmt: skip
     """Paint a mask, choose a look and see the image while painting: a page on this machine."""
     need("starlette", "uvicorn", extra="studio")
+    import numpy as np
+
     from csg_edge.studio.desk import Desk, Wish
     from csg_edge.studio.server import serve
 
@@ -39,8 +41,8 @@ def studio(
             click.launch(address)
 
     try:
-        mask, context = desk.scene(next(iter(desk.golden)))
-        desk.make(Wish(mask, context))  # opens the engine, so that the first stroke does not wait
+        empty = np.zeros(desk.size, np.uint8)
+        desk.make(Wish(empty, empty))  # opens the engine, so that the first stroke does not wait
         serve(desk, host=host, port=port, announce=announce)
     finally:
         desk.close()

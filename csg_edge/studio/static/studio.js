@@ -626,7 +626,7 @@ async function begin() {
   document.onkeydown = key;
   window.onpagehide = keep;
   buttons();
-  if (known) changed();
+  if (known || !about.scenes.length) changed();
   else await start(about.scenes[0]);
   document.documentElement.dataset.ready = "yes";
 }

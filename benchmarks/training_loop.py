@@ -1,0 +1,201 @@
+"""A segmenter in MONAI's own training loop, with few labels: real images, those of `csg-edge augment`, or RandCsgEdged.
+
+    python benchmarks/training_loop.py --data ../shared/data/usgra_nerve_vessel \
+        --data ../shared/data/dltrack_aponeurosis --out benchmarks/results/training_loop.json
+
+For each set and seed a tenth of the training groups is drawn. All arms have the same network, iterations, classical
+augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop. Dice on the
+validation groups. Needs the dev extra and pytorch-ignite, which MONAI's engines run on. Trainings that `--out` has are
+not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from click.testing import CliRunner
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.inferers import SimpleInferer
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandScaleIntensityd,
+    Resized,
+    ToTensord,
+)  # fmt: skip
+from torch.utils.data import WeightedRandomSampler
+
+from csg_edge.bundle.manifest import find_bundle, read_bundle
+from csg_edge.cli.main import main as csg_edge
+from csg_edge.conditions.files import write_png
+from csg_edge.datasets.labelled_set import LabelledSet, read_set
+from csg_edge.errors import InputError
+from csg_edge.integrations.monai import RandCsgEdged
+from csg_edge.labels import LabelSchema
+from csg_edge.machine import processor_name
+from csg_edge.quality.evaluators import grey_levels, make_segmenter, segmentation_loss
+from csg_edge.quality.segmentation import known_labels, mean_dice
+from csg_edge.quality.usefulness import choose_groups
+from csg_edge.storage import write_json
+
+ARMS = ("real", "folder", "loop")
+BATCH, SIDE, RATE = 8, 128, 4e-3
+KEYS = ("image", "label")
+
+
+def write_set(data: LabelledSet, schema: LabelSchema, folder: Path) -> Path:
+    """A set as `csg-edge augment` reads it."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    (folder / "labels.json").write_text(json.dumps({"names": schema.names}))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("name", "group", "split"))
+        for index, group in enumerate(data.groups):
+            name = f"{index:04d}"
+            write_png(folder / "images" / f"{name}.png", data.images[index])
+            write_png(folder / "masks" / f"{name}.png", data.masks[index])
+            table.writerow((name, group.replace("/", "_"), "train"))
+    return folder
+
+
+def augmented(data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int) -> LabelledSet:
+    """What `csg-edge augment` makes of a set, some `wanted` images."""
+    source, out = write_set(data, schema, folder / "source"), folder / "out"
+    factor = 1 + wanted / len(data)
+    command = [
+        "augment",
+        str(source),
+        "--out",
+        str(out),
+        "--multiply",
+        f"{factor:.2f}",
+        "--size",
+        "model",
+        "--only-synthetic",
+    ]
+    done = CliRunner().invoke(csg_edge, command)
+    if done.exit_code:
+        raise InputError(done.output)
+    return read_set(out, schema, split="train", size=data.images.shape[1])
+
+
+def pairs(data: LabelledSet) -> list[dict[str, Any]]:
+    """Items as MONAI's dictionary transforms take them: (1, H, W) float32, the image in -1..1."""
+    masks = known_labels(data.masks)
+    return [
+        {"image": image[None].astype(np.float32) / 127.5 - 1.0, "label": mask[None].astype(np.float32)}
+        for image, mask in zip(data.images, masks, strict=True)
+    ]
+
+
+def train(arm: str, real: LabelledSet, made: LabelledSet | None, classes: int, iterations: int, seed: int) -> Any:
+    """A segmenter after so many iterations of MONAI's SupervisedTrainer."""
+    items = pairs(real)
+    weights = [1.0 / len(items)] * len(items)
+    if made is not None:
+        items += pairs(made)
+        weights += [1.0 / len(made)] * len(made)
+    steps: list[Any] = []
+    if arm == "loop":
+        steps.append(RandCsgEdged(KEYS, prob=0.5, contexts=list(real.images), levels=(-1.0, 1.0)))
+    steps += [
+        Resized(KEYS, (SIDE, SIDE), mode=("area", "nearest")),
+        RandFlipd(KEYS, prob=0.5, spatial_axis=1),
+        RandAffined(
+            KEYS, prob=0.9, rotate_range=0.07, translate_range=0.06 * SIDE, scale_range=(-0.05, 0.14),
+            mode=("bilinear", "nearest"), padding_mode="border",
+        ),
+        RandAdjustContrastd("image", prob=0.7, gamma=(0.7, 1.4)),
+        RandScaleIntensityd("image", factors=0.2, prob=0.7),
+        ToTensord(KEYS),
+    ]  # fmt: skip
+    transform = Compose(steps).set_random_state(seed)
+    sampler = WeightedRandomSampler(weights, iterations * BATCH, generator=torch.Generator().manual_seed(seed))
+    loader = DataLoader(Dataset(items, transform), num_workers=0, batch_size=BATCH, sampler=sampler)
+    torch.manual_seed(seed)
+    network = make_segmenter(classes, activation="relu")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE / 2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=iterations)
+
+    def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return segmentation_loss(scores.float(), labels[:, 0].round().to(torch.uint8))
+
+    SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=1, train_data_loader=loader, network=network, optimizer=optimizer,
+        loss_function=loss, inferer=SimpleInferer(), epoch_length=iterations,
+        train_handlers=[LrScheduleHandler(schedule, print_lr=False, epoch_level=False)],
+    ).run()  # fmt: skip
+    return network.eval()
+
+
+def dice(network: Any, data: LabelledSet) -> list[float]:
+    """Dice of each image."""
+    with torch.inference_mode():
+        found = network(grey_levels(torch.from_numpy(data.images))).argmax(1).to(torch.uint8).numpy()
+    return [float(value) for value in mean_dice(found, data.masks) if np.isfinite(value)]
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean Dice of each arm, and of the differences between arms over seeds and images."""
+    found = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        by_seed = {(row["arm"], row["seed"]): np.mean(row["dice"]) for row in rows if row["set"] == name}
+        seeds = sorted({seed for arm, seed in by_seed if all((other, seed) in by_seed for other in ARMS)})
+        if not seeds:
+            continue
+        means = {arm: [float(by_seed[arm, seed]) for seed in seeds] for arm in ARMS}
+        found.append({
+            "set": name, "seeds": len(seeds), **{arm: round(float(np.mean(means[arm])), 4) for arm in ARMS},
+            "loop_minus_folder": [round(a - b, 4) for a, b in zip(means["loop"], means["folder"], strict=True)],
+        })  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Train what is missing; write the record after each training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--synthetic", type=int, default=300)
+    given = parser.parse_args()
+    schema = read_bundle(find_bundle("msk-256")).manifest.schema
+    rows = json.loads(given.out.read_text())["trainings"] if given.out.is_file() else []
+    done = {(row["set"], row["seed"], row["arm"]) for row in rows}
+    for seed in range(given.seeds):
+        for path in given.data:
+            whole, held = (read_set(path, schema, split=split, size=256) for split in ("train", "val"))
+            real = choose_groups(whole, 0.1, seed=seed)
+            for arm in ARMS:
+                if (path.name, seed, arm) in done:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    made = augmented(real, schema, Path(folder), given.synthetic) if arm == "folder" else None
+                network = train(arm, real, made, len(schema), given.iterations, seed)
+                scores = dice(network, held.resized(SIDE))
+                rows.append({
+                    "set": path.name, "seed": seed, "arm": arm, "real": len(real),
+                    "synthetic": None if made is None else len(made), "dice": [round(value, 4) for value in scores],
+                })  # fmt: skip
+                print(path.name, seed, arm, len(real), rows[-1]["synthetic"], f"{np.mean(scores):.3f}", flush=True)
+                write_json(given.out, {
+                    "machine": processor_name(), "iterations": given.iterations, "batch": BATCH, "side": SIDE,
+                    "summary": summary(rows), "trainings": rows,
+                })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
