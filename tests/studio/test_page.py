@@ -162,6 +162,27 @@ def test_tools_undo_and_keys(page: Any, tmp_path: Path) -> None:
     assert int(page.input_value("#seed")) == seed + 1
 
 
+def test_a_border_between_layers_goes_where_it_is_drawn(page: Any) -> None:
+    rows = page.evaluate("""async () => {
+        const {Painter} = await import('/painter.js');
+        const painter = new Painter(6, 10);
+        for (let i = 0; i < 60; i++) painter.mask[i] = i < 24 ? 2 : i < 48 ? 3 : 4;  // borders at rows 4 and 8
+        const border = painter.border({x: 1, y: 5});
+        painter.begin();
+        painter.moveBorder(border, {x: 0, y: 2}, {x: 6, y: 5});
+        const moved = [...painter.mask];
+        painter.undo();
+        for (let i = 0; i < 150; i++) painter.begin();
+        return {border, moved, undone: [...painter.mask], past: painter.past.length};
+    }""")
+    assert rows["border"] == {"above": 2, "below": 3, "y": 4}
+    moved, undone = (np.array(rows[name]).reshape(10, 6) for name in ("moved", "undone"))
+    assert [int((column == 2).sum()) for column in moved.T] == [2, 2, 3, 3, 4, 4]
+    assert (moved[8:] == 4).all() and (moved[5:8] == 3).all()  # the other border stays
+    assert (undone[:4] == 2).all() and (undone[4:8] == 3).all()
+    assert rows["past"] == 100
+
+
 def test_seeds_variations_engines(page: Any) -> None:
     plain = pixels(page, "image")
     page.fill("#seed", str(2**64 - 3))
