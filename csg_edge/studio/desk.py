@@ -164,9 +164,9 @@ class Desk:
         generator = self._generator(wish.engine, wish.steps)
         began = time.perf_counter()
         labels, given = self._conditions(wish, generator)
-        seed = check_seed(wish.seed)
+        given, seed = generator.prepare_field(given, name="fibre"), check_seed(wish.seed)
         used = None
-        if generator.prepare_field(given, name="fibre") is None and generator.bundle.manifest.fibre_shape is None:
+        if generator.bundle.manifest.fibre_shape is None:
             image = generator.generate_one(labels, wish.context, seed)
         else:
             images, fields = generator.generate([labels], [wish.context], [seed], fibres=[given], return_fibres=True)
