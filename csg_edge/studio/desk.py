@@ -16,7 +16,7 @@ import threading
 import time
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,7 +44,7 @@ from csg_edge.noise import MAX_SEED, check_seed
 from csg_edge.storage import write_whole
 
 NOTICE = "Synthetic image made by csg-edge. Not for diagnosis."
-LARGEST_UPLOAD = 20 << 20  # bytes of a file dropped on the page
+LARGEST_UPLOAD = 20_000_000  # bytes of a file dropped on the page
 MOST_CONTEXTS = 500  # of a folder, in the gallery
 AUTO = "auto"
 SAVED = "studio_"  # of names in the folder for results
@@ -81,7 +81,6 @@ class Made:
     engine: str
 
 
-@dataclass
 class Desk:
     """Bundle, contexts, and the engines opened so far; may be asked from any thread.
 
@@ -89,19 +88,18 @@ class Desk:
     Raises InputError for a folder that is not there, BundleError for a damaged bundle.
     """
 
-    name: str = "msk-256"
-    contexts: Path | None = None
-    results: Path | None = None
-    threads: int | None = None
-    _open: dict[tuple[str, int], Generator] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def __post_init__(self) -> None:
-        self.bundle = read_bundle(find_bundle(self.name))
+    def __init__(
+        self, name: str = "msk-256", contexts: Path | None = None, results: Path | None = None,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self.bundle = read_bundle(find_bundle(name))
         manifest = self.bundle.manifest
         self.schema, self.size = manifest.schema, manifest.image_size
-        self.files = [] if self.contexts is None else list_images(self.contexts)[:MOST_CONTEXTS]
+        self.results, self._threads = results, threads
+        self.files = [] if contexts is None else list_images(contexts)[:MOST_CONTEXTS]
         self.golden = {case.name: read_case(self.bundle, case, manifest.steps[0]) for case in manifest.golden}
+        self._open: dict[tuple[str, int], Generator] = {}
+        self._lock = threading.Lock()
 
     def about(self) -> dict[str, Any]:
         """What there is to choose from. JSON-ready."""
@@ -110,7 +108,7 @@ class Desk:
         palette = [[int(level) for level in reversed(colour)] for colour in PALETTE.tolist()]
         return {
             "bundle": manifest.name, "version": __version__, "height": self.size[0], "width": self.size[1],
-            "steps": list(manifest.steps), "fibre": manifest.fibre_shape is not None, "highest_seed": MAX_SEED,
+            "steps": list(manifest.steps), "fibre": manifest.fibre_shape is not None, "highest_seed": str(MAX_SEED),
             "notice": NOTICE, "results": self.results is not None, "largest_upload": LARGEST_UPLOAD,
             "classes": [
                 {"name": name, "colour": palette[index % len(palette)]} for index, name in enumerate(self.schema.names)
@@ -147,7 +145,7 @@ class Desk:
         """A file dropped on the page as mask or context. Raises InputError naming it by the name it has there."""
         called = PurePosixPath(name.replace("\\", "/")).name[:80] or "file"
         if len(data) > LARGEST_UPLOAD:
-            raise InputError(f"{called}: {len(data) / 1e6:.0f} MB; give a file of at most {LARGEST_UPLOAD >> 20} MB")
+            raise InputError(f"{called}: {len(data) / 1e6:.0f} MB; give at most {LARGEST_UPLOAD / 1e6:.0f} MB")
         suffix = "".join(re.findall(r"\.[A-Za-z0-9]{1,8}", called)[-2:])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"file{suffix}"
@@ -192,7 +190,7 @@ class Desk:
                 runtime, device, precision = (AUTO, AUTO, AUTO) if engine == AUTO else _parts(engine)
                 self._open[engine, steps] = load(
                     self.bundle.path, runtime=runtime, device=device, precision=precision, steps=steps,
-                    threads=self.threads,
+                    threads=self._threads,
                 )  # fmt: skip
             return self._open[engine, steps]
 

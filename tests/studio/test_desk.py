@@ -170,7 +170,7 @@ class TestFiles:
             ("context", "notes.txt", b"not an image at all", "notes.txt"),
             ("mask", "notes.png", b"not an image at all", "notes.png"),
             ("mask", "../../etc/x.jpg", b"\xff\xd8\xff", "x.jpg: masks need a lossless format"),
-            ("context", "big.png", bytes(LARGEST_UPLOAD + 1), "give a file of at most 20 MB"),
+            ("context", "big.png", bytes(LARGEST_UPLOAD + 1), "give at most 20 MB"),
             ("context", "", b"", "file"),
         ],
     )  # fmt: skip

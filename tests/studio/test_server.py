@@ -126,9 +126,9 @@ class TestImages:
             )
             connection.sendall(head.encode())
             answer = b""
-            while b"21 MB" not in answer and (more := connection.recv(4096)):
+            while b"20 MB" not in answer and (more := connection.recv(4096)):
                 answer += more
-        assert b" 422 " in answer and b"big.png: 30 MB; give at most 21 MB" in answer
+        assert b" 422 " in answer and b"big.png: 30 MB; give at most 20 MB" in answer
 
 
 class TestStarting:
