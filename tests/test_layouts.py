@@ -75,6 +75,15 @@ def test_a_plain_folder(tmp_path: Path, masks: str) -> None:
     assert find_sets(tmp_path) == find_sets(folder) == [folder]
 
 
+@pytest.mark.parametrize("name", ["dltrack_aponeurosis", "usgra_nerve_vessel"])
+def test_a_folder_that_says_its_classes_is_no_public_set_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = plain_set(tmp_path / name)
+    rows = [f"{case},{case},{'val' if case == NAMES[0] else 'train'}" for case in NAMES]
+    (folder / "manifest.csv").write_text("\n".join(["name,group,split", *rows]) + "\n")
+    assert schema_of([folder]).names == ("background", "tendon", "bone")
+    assert len(everything(folder)) == len(NAMES)
+
+
 def test_masks_of_other_formats_than_the_images(tmp_path: Path) -> None:
     folder = plain_set(tmp_path / "mine")
     before = everything(folder)

@@ -150,7 +150,8 @@ def split_of(groups: Iterable[str]) -> dict[str, str]:
 
 def _read_manifest_set(directory: Path) -> FolderSet:
     """Rows without a mask are left out, as the public sets have them."""
-    public = PUBLIC_SETS.get(directory.absolute().name)
+    # What says its classes is no public set as it came, whatever it is called: an augmented one, for example.
+    public = None if (directory / LABELS).is_file() else PUBLIC_SETS.get(directory.absolute().name)
     if public:
         classes, partly = LabelSchema(public.names), False
     else:
