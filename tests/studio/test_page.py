@@ -251,6 +251,20 @@ def test_two_pages_do_not_disturb_each_other(page: Any, browser: Any, served: St
         assert not np.array_equal(one, pixels(other, "image"))
 
 
+def test_two_tabs_of_one_browser_each_keep_their_own(page: Any, served: Studio) -> None:
+    page.keyboard.press("9")
+    after(page, lambda: stroke(page, (0.2, 0.3), (0.8, 0.3)))
+    one = pixels(page, "painted")
+    other = page.context.new_page()
+    opened(other, served)
+    rest(other)
+    assert np.array_equal(one, pixels(other, "painted"))  # a new tab goes on with the last
+    after(other, lambda: stroke(other, (0.2, 0.7), (0.8, 0.7)))
+    opened(page, served)
+    rest(page)
+    assert np.array_equal(one, pixels(page, "painted"))
+
+
 def test_a_server_that_ends_and_starts_again_loses_nothing(browser: Any) -> None:
     with browser.new_context() as context:
         page = context.new_page()

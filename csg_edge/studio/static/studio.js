@@ -435,13 +435,14 @@ const toBytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCod
 function keep() {
   try {
     const kept = {...state, seed: String(state.seed), mask: toText(painter.mask), context: toText(context), bundle: about.bundle};
-    localStorage.setItem(KEPT, JSON.stringify(kept));
+    for (const place of [sessionStorage, localStorage]) place.setItem(KEPT, JSON.stringify(kept));
   } catch { /* the browser keeps nothing for us; the page works without */ }
 }
 
+// What this tab had, else what the last one that was used had.
 function restore() {
   try {
-    const {mask, context: look, bundle, seed, ...rest} = JSON.parse(localStorage.getItem(KEPT));
+    const {mask, context: look, bundle, seed, ...rest} = JSON.parse(sessionStorage.getItem(KEPT) ?? localStorage.getItem(KEPT));
     const [bytes, grey] = [toBytes(mask), toBytes(look)];
     if (bundle !== about.bundle || bytes.length !== painter.mask.length || grey.length !== bytes.length) return false;
     painter.mask.set(bytes);
