@@ -78,7 +78,9 @@ def main() -> None:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
         with sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            browser = started.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
             painter = Painter(browser, address)
             engine = painter.page.locator("#engine-shown").inner_text()
             took = [painter.stroke() for _ in range(given.strokes)]
