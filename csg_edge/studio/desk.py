@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +40,7 @@ from csg_edge.generation.selection import why_not
 from csg_edge.generation.sheets import PALETTE
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import MAX_SEED, check_seed
+from csg_edge.quality.pages import png_bytes
 from csg_edge.storage import write_whole
 
 NOTICE = "Synthetic image made by csg-edge. Not for diagnosis."
@@ -304,10 +304,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 def png_with_text(image: Image, texts: dict[str, str]) -> bytes:
     """A PNG of (H, W) uint8 with tEXt chunks behind its header (PNG, third edition, 11.3.3.2). texts: Latin-1."""
-    encoded, data = cv2.imencode(".png", image)
-    if not encoded:
-        raise InputError(f"an image of shape {image.shape} cannot be written as PNG")
-    png = data.tobytes()
+    png = png_bytes(image, compression=1)
     header = 8 + 25  # signature and IHDR
     chunks = b""
     for key, text in texts.items():
