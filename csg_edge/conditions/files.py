@@ -134,15 +134,20 @@ def read_context(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write (H, W) or (H, W, 3 BGR) uint8. Raises InputError when the file cannot be written."""
+    try:
+        path.write_bytes(encode_png(image))
+    except OSError as error:
+        raise InputError(f"{path}: cannot write ({error.strerror or error}); choose a writable folder") from None
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """(H, W) or (H, W, 3 BGR) uint8 as a PNG. Raises OSError for what OpenCV cannot encode."""
     import cv2
 
     encoded, data = cv2.imencode(".png", image)
-    try:
-        if not encoded:
-            raise OSError("PNG encoding failed")
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot write ({error.strerror or error}); choose a writable folder") from None
+    if not encoded:
+        raise OSError("PNG encoding failed")
+    return data.tobytes()
 
 
 def _check_is_file(path: Path) -> None:

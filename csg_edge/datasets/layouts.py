@@ -6,28 +6,31 @@ and a plain folder of images/ and masks/ or labels/. Finding out reads names and
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions import dicom
-from csg_edge.conditions.colours import find_labelmap, read_colours
-from csg_edge.conditions.files import IMAGE_SUFFIXES, is_image_name, read_context, read_mask
-from csg_edge.conditions.frames import frame_count, image_name, with_frame
+from csg_edge.conditions.files import IMAGE_SUFFIXES, read_context, read_mask
+from csg_edge.conditions.frames import image_name
 from csg_edge.datasets.nnunet_labels import StoredLabels, parse_labels
+from csg_edge.datasets.set_files import (
+    Source,
+    find_files,
+    find_images,
+    find_masks,
+    read_classes,
+    read_json,
+    read_table,
+    some_of,
+)
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
-from csg_edge.storage import read_text
 
 MANIFEST, LABELS, GROUPS = "manifest.csv", "labels.json", "groups.csv"
 NNUNET, NNUNET_SPLITS = "dataset.json", "splits_final.json"
@@ -46,14 +49,6 @@ class Example:
     name: str
     group: str
     split: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the pixels of an image are: a file, or one image of a file of several."""
-
-    path: Path
-    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,9 +150,9 @@ def _read_manifest_set(directory: Path) -> FolderSet:
     if public:
         classes, partly = LabelSchema(public.names), False
     else:
-        classes, partly = _read_classes(directory / LABELS)
+        classes, partly = read_classes(directory / LABELS)
         partly = partly or directory.absolute().name in PARTLY_LABELLED
-    rows = _read_table(directory / MANIFEST)
+    rows = read_table(directory / MANIFEST)
     columns = rows[0].keys() if rows else ()
     key = "idx" if "idx" in columns else "name"
     for column in (key, "group", "split"):
@@ -165,8 +160,8 @@ def _read_manifest_set(directory: Path) -> FolderSet:
             raise InputError(
                 f"{directory / MANIFEST}: no column {column}; write the columns name, group and split, a row per image"
             )
-    images = _list_images(directory / "images")
-    masks = _list_masks(directory / (public.masks if public else "masks"))
+    images = find_images(directory / "images")
+    masks = find_masks(directory / (public.masks if public else "masks"))
     rows = [row for row in rows if row[key] in masks]
     if not rows:
         raise InputError(f"{directory / MANIFEST}: no row has a mask; names are those of the files without suffix")
@@ -181,9 +176,9 @@ def _read_manifest_set(directory: Path) -> FolderSet:
 
 
 def _read_plain_set(directory: Path) -> FolderSet:
-    classes, partly = _read_classes(directory / LABELS)
+    classes, partly = read_classes(directory / LABELS)
     folder = next(directory / name for name in MASK_FOLDERS if (directory / name).is_dir())
-    images, masks = _list_images(directory / "images"), _list_masks(folder)
+    images, masks = find_images(directory / "images"), find_masks(folder)
     # Seldom are all frames of a clip annotated: those without a mask are left out, unless none has one.
     clips = {source.path for name, source in images.items() if source.frame is not None and name in masks}
     images = {name: source for name, source in images.items() if name in masks or source.path not in clips}
@@ -195,7 +190,7 @@ def _read_plain_set(directory: Path) -> FolderSet:
 def _read_nnunet_set(directory: Path) -> FolderSet:
     """nnU-Net v2 raw: `dataset.json`, `imagesTr/NAME_0000.ext`, `labelsTr/NAME.ext`, optionally splits_final.json."""
     path = directory / NNUNET
-    about = _read_json(path)
+    about = read_json(path)
     try:
         ending, labels, channels = str(about["file_ending"]), dict(about["labels"]), about["channel_names"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -209,12 +204,12 @@ def _read_nnunet_set(directory: Path) -> FolderSet:
     stored = parse_labels(labels, path)
 
     suffixes = (ending.lower(),)
-    for name, file in _list_files(directory / "imagesTr", suffixes=suffixes).items():
+    for name, file in find_files(directory / "imagesTr", suffixes=suffixes).items():
         if not name.endswith("_0000"):
             raise InputError(f"{file}: not named NAME_0000{ending}; name images so, of one channel each")
-    found_images = _list_images(directory / "imagesTr", suffixes=suffixes)
+    found_images = find_images(directory / "imagesTr", suffixes=suffixes)
     images = {re.sub(r"_0000(_f\d+)?$", r"\1", name): source for name, source in found_images.items()}
-    masks = _list_masks(directory / "labelsTr", suffixes=suffixes)
+    masks = find_masks(directory / "labelsTr", suffixes=suffixes)
     found = _pair(directory, "nnU-Net v2", stored.classes, images, masks, masks_in=directory / "labelsTr")
     found = replace(found, stored=stored)
     if not (directory / NNUNET_SPLITS).is_file():
@@ -228,16 +223,14 @@ def _split_by_fold(path: Path, examples: tuple[Example, ...]) -> tuple[Example, 
     splits = {name: ELSEWHERE for fold in folds for name in fold} | folds[0]
     without = [item.name for item in examples if item.name not in splits]
     if without:
-        raise InputError(f"{path}: {_count(without)} not in any fold; add the names, or remove the file")
+        raise InputError(f"{path}: {some_of(without)} not in any fold; add the names, or remove the file")
     return tuple(Example(item.name, item.group, splits[item.name]) for item in examples)
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """Names to train on and to validate by, for each fold of a splits_final.json. Raises InputError without a fold."""
     try:
-        folds = [
-            {split: [str(name) for name in fold[split]] for split in ("train", "val")} for fold in _read_json(path)
-        ]
+        folds = [{split: [str(name) for name in fold[split]] for split in ("train", "val")} for fold in read_json(path)]
     except (KeyError, IndexError, TypeError):
         folds = []
     if not folds:
@@ -253,9 +246,9 @@ def _pair(
     if not images:
         raise InputError(f"{directory}: no images; put {', '.join(IMAGE_SUFFIXES)} files there")
     if without := sorted(images.keys() - masks.keys()):
-        raise InputError(f"{masks_in}: no mask for {_count(without)}; add masks, or take the images out")
+        raise InputError(f"{masks_in}: no mask for {some_of(without)}; add masks, or take the images out")
     if without := sorted(masks.keys() - images.keys()):
-        raise InputError(f"{masks_in}: no image for {_count(without)}; add images, or take the masks out")
+        raise InputError(f"{masks_in}: no image for {some_of(without)}; add images, or take the masks out")
     groups = _read_groups(directory / GROUPS, images, layout=layout)
     splits = split_of(groups.values())
     if len(splits) < 2:
@@ -275,13 +268,13 @@ def _read_groups(path: Path, images: dict[str, Source], *, layout: str) -> dict[
     clips = {name: name if source.frame is None else image_name(source.path) for name, source in images.items()}
     if not path.is_file():
         return clips
-    rows = _read_table(path)
+    rows = read_table(path)
     if not rows or not rows[0].keys() >= {"name", "group"}:
         raise InputError(f"{path}: no columns name and group; write a header name,group and a row per image")
     table = {row["name"]: row["group"] for row in rows}
     without = sorted(name for name in images if not (table.get(name) or table.get(clips[name])))
     if without:
-        raise InputError(f"{path}: no group for {_count(without)}; add rows, with names without suffix")
+        raise InputError(f"{path}: no group for {some_of(without)}; add rows, with names without suffix")
     return {name: table.get(name) or table[clips[name]] for name in images}
 
 
@@ -296,104 +289,6 @@ def _check_groups(found: FolderSet) -> None:
                 f"{found.path}: group {item.group} is in splits {splits[item.group]} and {item.split}; "
                 "put all images of a group into one split"
             )
-
-
-def _list_images(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Source]:
-    """Images by name: the file name without suffix, and `_f000`, `_f001`, ... for each image of a file of several."""
-    found: dict[str, Source] = {}
-    for name, path in _list_files(folder, suffixes=suffixes).items():
-        frames = frame_count(path)
-        if frames == 1:
-            found[name] = Source(path)
-        else:
-            found.update({f"{name}_f{frame:03d}": Source(path, frame) for frame in range(frames)})
-    return found
-
-
-def _list_masks(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Masks by name, those of a volume by slice, as the images have them."""
-    return {
-        name: source.path if source.frame is None else with_frame(source.path, source.frame)
-        for name, source in _list_images(folder, suffixes=suffixes).items()
-    }
-
-
-def _list_files(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Image files by name without suffix. Raises InputError for a missing folder or two files of one name."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; put the images or masks of the set there")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if not is_image_name(path, suffixes):
-            continue
-        name = image_name(path)
-        if not _is_text(name):
-            raise InputError(f"{folder}: a file name that is no Unicode ({name!a}); rename it")
-        if name in found:
-            raise InputError(f"{folder}: {found[name].name} and {path.name} share a name; keep one of them")
-        found[name] = path
-    return found
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written into a table; a name of other bytes than UTF-8 cannot."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_classes(path: Path) -> tuple[LabelSchema, bool]:
-    """Classes of labels.json, and whether it says `"partly_labelled": true`; without one, those of a labelmap.txt."""
-    table = find_labelmap(path)
-    if not path.exists() and table is not None:
-        names = list(dict.fromkeys(read_colours(table).values()))
-        return _schema(sorted(names, key=lambda name: name != "background"), table), False
-    try:
-        about = json.loads(read_text(path))
-        names, partly = about["names"], about.get("partly_labelled", False)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError
-        if not isinstance(partly, bool):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f'{path}: missing or unreadable; write {{"names": ["background", ...]}} there') from None
-    return _schema(names, path), partly
-
-
-def _schema(names: list[str], path: Path) -> LabelSchema:
-    try:
-        return LabelSchema(tuple(names))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path}: not readable as JSON; write it as nnU-Net v2 asks") from None
-
-
-def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        text = read_text(path)
-        # Spreadsheets write semicolons where the comma is the decimal sign, and tabs as "text".
-        delimiter = next((mark for mark in (",", ";", "\t") if mark in text.partition("\n")[0]), ",")
-        rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-        return [{key: _plain(value) for key, value in row.items() if key} for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise InputError(f"{path}: not readable as a table; save it as CSV, UTF-8, with a header") from None
-
-
-def _plain(value: object) -> str:
-    """A cell as text, in the composed form of Unicode as file names are compared (`frames.image_name`)."""
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) else ""
-
-
-def _count(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _has_plain_folders(directory: Path) -> bool:

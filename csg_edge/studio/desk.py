@@ -29,7 +29,7 @@ from csg_edge.bundle.manifest import MODELS, Target, find_bundle, read_bundle
 from csg_edge.conditions import fibres
 from csg_edge.conditions.arrays import image_digest, resize_image, resize_mask
 from csg_edge.conditions.fibres import Field
-from csg_edge.conditions.files import list_images, read_context, read_mask
+from csg_edge.conditions.files import encode_png, list_images, read_context, read_mask
 from csg_edge.conditions.frames import image_name
 from csg_edge.conditions.masks import VARIATIONS, vary_by
 from csg_edge.datasets.phantom import make_phantom
@@ -40,7 +40,6 @@ from csg_edge.generation.selection import why_not
 from csg_edge.generation.sheets import PALETTE
 from csg_edge.labels import MSK_SCHEMA
 from csg_edge.noise import MAX_SEED, check_seed
-from csg_edge.quality.pages import png_bytes
 from csg_edge.storage import write_whole
 
 NOTICE = "Synthetic image made by csg-edge. Not for diagnosis."
@@ -304,7 +303,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 def png_with_text(image: Image, texts: dict[str, str]) -> bytes:
     """A PNG of (H, W) uint8 with tEXt chunks behind its header (PNG, third edition, 11.3.3.2). texts: Latin-1."""
-    png = png_bytes(image, compression=1)
+    png = encode_png(image)
     header = 8 + 25  # signature and IHDR
     chunks = b""
     for key, text in texts.items():
