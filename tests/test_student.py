@@ -43,6 +43,7 @@ from csg_edge.training.loop import LoopConfig
 from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, euler, mix
+from csg_edge.training.segmentation_consistency import SegmentationConsistency
 from csg_edge.training.student import NETWORKS, continue_student, kernel_friendly, start_student
 from csg_edge.training.teacher import MSK_NETWORK
 from csg_edge.training.trajectories import Trajectories, Trajectory, TrajectoryConfig, make_trajectories
@@ -385,6 +386,62 @@ class TestFeatureMatching:
             check_terms(LossTerms(feature_matching=1.0), teacher.autoencoder, batch=1)
         with pytest.raises(TrainingError, match="--feature-matching: not for the latents of a learned autoencoder"):
             check_terms(LossTerms(feature_matching=1.0), torch.nn.Identity(), batch=2)
+
+
+class Brightness(torch.nn.Module):
+    """A segmenter of two classes that tells them by brightness alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([-8.0 * images, 8.0 * images], 1)
+
+
+class TestSegmentationConsistency:
+    def test_only_what_is_less_than_in_real_images_counts(self) -> None:
+        mask = torch.zeros(2, SIZE, SIZE, dtype=torch.uint8)
+        mask[:, 8:24, 8:24] = 1
+        shown = 2.0 * mask[:, None] - 1.0
+        found = SegmentationConsistency(Brightness(), torch.tensor([torch.nan, 0.8]))
+        assert found.dice(shown, mask)[1].item() == pytest.approx(1.0, abs=1e-3)
+        assert found(shown, mask) == 0.0
+        faint = torch.where(mask[:, None] == 1, -0.1, -1.0).requires_grad_()
+        short = found(faint, mask)
+        assert 0.1 < short < 0.8
+        short.backward()
+        assert faint.grad is not None
+        assert (faint.grad[mask[:, None] == 1] < 0).all()  # brighter, and it is found
+
+    def test_what_nobody_labelled_or_measured_does_not_count(self) -> None:
+        mask = torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8)
+        dark = torch.full((1, 1, SIZE, SIZE), -1.0)
+        found = SegmentationConsistency(Brightness(), torch.tensor([torch.nan, 0.8]))
+        assert found(dark, mask) == 0.0
+        mask[:, 8:24, 8:24] = 1
+        assert found(dark, mask) > 0.5
+        unknown = SegmentationConsistency(Brightness(), torch.tensor([torch.nan, torch.nan]))
+        assert unknown(dark, mask) == 0.0
+
+    def test_the_command_fits_the_segmenter_once(
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("csg_edge.training.segmentation_consistency.ITERATIONS", 1)
+        monkeypatch.setattr(trajectories, "SHARD", 4)
+        teacher.save(tmp_path / "teacher")
+        shared = tmp_path / "trajectories"
+        few = ["--trajectories", "4", "--trajectories-in", str(shared), "--iterations", "1", "--batch", "2"]
+        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), *few, "--segmentation", "1"]
+        for name in ("first", "second"):
+            with pytest.raises(SystemExit) as done:
+                main.main([*command, "--out", str(tmp_path / name)], prog_name="csg-edge")
+            assert not done.value.code
+            assert json.loads((tmp_path / name / "student.json").read_text())["segmentation"] == 1.0
+            monkeypatch.setattr(
+                "csg_edge.training.fit_evaluators._segmentation_loss", lambda *_: lambda *_: pytest.fail("fitted again")
+            )
+        assert (tmp_path / "second" / "student").is_dir()
+
+    def test_it_is_for_images_of_blocks(self) -> None:
+        with pytest.raises(TrainingError, match="--segmentation: not for the latents of a learned autoencoder"):
+            check_terms(LossTerms(segmentation=1.0), torch.nn.Identity(), batch=2)
 
 
 def test_a_run_with_another_loss_is_not_continued(teacher: CsgModel, stored: Trajectories, tmp_path: Path) -> None:

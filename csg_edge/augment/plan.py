@@ -160,16 +160,22 @@ def draw(plan: Plan, name: str, repetition: int, attempt: int) -> Draw:
     variations = [plan.vary] if plan.vary is not None else []
     variations += [finding.vary for finding in plan.findings if random.random() < finding.share]
     directed = plan.direction is not None and random.random() < plan.direction_share
-    context, changed = float(random.random()), random.random() < plan.appearance.share
-    gain, gamma, tgc, speckle = (float(value) for value in random.standard_normal(4))
-    wide = plan.appearance
-    look = Look(
-        math.exp(wide.gain * gain), math.exp(wide.gamma * gamma), wide.tgc * tgc, math.exp(wide.speckle * speckle)
-    )
+    context = float(random.random())
     return Draw(
         noise_seed, ",".join(variations) or None, vary_seed, plan.direction if directed else None, context,
-        look if changed else Look(),
+        draw_look(plan.appearance, random),
     )  # fmt: skip
+
+
+def draw_look(wide: Appearance, random: np.random.Generator) -> Look:
+    """A change of appearance, or none."""
+    changed = random.random() < wide.share
+    gain, gamma, tgc, speckle = (float(value) for value in random.standard_normal(4))
+    if not changed:
+        return Look()
+    return Look(
+        math.exp(wide.gain * gain), math.exp(wide.gamma * gamma), wide.tgc * tgc, math.exp(wide.speckle * speckle)
+    )
 
 
 def counts(plan: Plan, present: NDArray[np.bool_], names: Sequence[str], *, real: bool) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from csg_edge.augment.writers import SYNTHETIC, Writer, at_size
 from csg_edge.errors import InputError
 from csg_edge.generation.loading import load
 
-SIDE_BY_SIDE = 32  # images made side by side, of as many masks; what a kill costs at most, or those of one mask
+SIDE_BY_SIDE = 64  # images made side by side, of as many masks; what a kill costs at most, or those of one mask
 
 Facts = dict[str, Any]
 
@@ -38,19 +39,30 @@ class Bench:
     writer: Writer
     options: Options
 
-    def work(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
+    def work(self, units: Sequence[Unit]) -> list[tuple[Unit, Facts]]:
         """Make and write the images of units; each with what the journal keeps of it."""
-        for outcome in self.maker.make(units):
+        return self.write(self.maker.make(units))
+
+    def write(self, outcomes: Sequence[Outcome]) -> list[tuple[Unit, Facts]]:
+        """Write what was made."""
+        for outcome in outcomes:
             for made in outcome.made:
                 pair = at_size(made, self.sources, self.options.size)
                 self.writer.write(made.name, made.position, *pair, SYNTHETIC)
-            yield outcome.unit, facts_of(outcome)
+        return [(outcome.unit, facts_of(outcome)) for outcome in outcomes]
 
 
 def work_here(bench: Bench, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
-    """In this process."""
-    for portion in portions(units):
-        yield from bench.work(portion)
+    """In this process; a thread writes while the next images are made."""
+    with ThreadPoolExecutor(1) as thread:
+        written: Future[list[tuple[Unit, Facts]]] | None = None
+        for portion in portions(units):
+            outcomes = bench.maker.make(portion)
+            if written is not None:
+                yield from written.result()
+            written = thread.submit(bench.write, outcomes)
+        if written is not None:
+            yield from written.result()
 
 
 def portions(units: Sequence[Unit]) -> Iterator[list[Unit]]:

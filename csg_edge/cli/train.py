@@ -227,6 +227,11 @@ def train_autoencoder(
     "--orientation", "Weight of the difference in local orientation; 0.5 where fibres come out with too little order."
 )
 @weight_option(
+    "--segmentation",
+    "Weight of segmentation consistency: as much of each class as in real images; 1 where Dice has fallen. Needs the "
+    "quality extra, whose segmenter is fitted first, beside the trajectories.",
+)
+@weight_option(
     "--feature-matching",
     "Weight of feature matching, which brings back what all images miss alike; 10 for the last few hundred iterations. "
     "Needs the quality extra, whose encoder is fitted first, beside the trajectories.",
@@ -246,8 +251,9 @@ def train_autoencoder(
 def distill(
     teacher: Path, data: tuple[Path, ...], out: Path, trajectories: int, trajectories_in: Path | None, guidance: float,
     teacher_steps: int | None, steps: str, network: str, texture: float, seams: float, relative: float,
-    orientation: float, feature_matching: float, compiled: bool, init: Path | None, shares: tuple[str, ...],
-    iterations: int, minutes: float | None, batch: int, learning_rate: float, seed: int, device: str, precision: str,
+    orientation: float, segmentation: float, feature_matching: float, compiled: bool, init: Path | None,
+    shares: tuple[str, ...], iterations: int, minutes: float | None, batch: int, learning_rate: float, seed: int,
+    device: str, precision: str,
 ) -> None:  # fmt: skip
     """Distil a teacher into a few-step student; run the same command again to resume. Writes OUT/student.
 
@@ -274,9 +280,9 @@ def distill(
         check_compiler(where)
     model = load_teacher(teacher, steps=teacher_steps)
     # Refused before hours of trajectories, not after.
-    terms = LossTerms(texture, seams, relative, orientation, feature_matching)
+    terms = LossTerms(texture, seams, relative, orientation, segmentation, feature_matching)
     check_terms(terms, model.autoencoder, batch=batch)
-    if feature_matching:
+    if segmentation or feature_matching:
         need(*QUALITY_EXTRA, extra="quality")
     going_on = None if init is None else continue_student(init, model, steps=wanted)
     folder = trajectories_in or out / "trajectories"
@@ -284,8 +290,13 @@ def distill(
     finished = make_trajectories(model, config, folder, device=where, precision=loop.precision)
     if finished:
         stored = Trajectories(folder, trajectories)
-        features = None
-        if feature_matching:
+        features = consistency = None
+        if segmentation:
+            from csg_edge.training.segmentation_consistency import fit_segmentation_consistency
+
+            consistency = fit_segmentation_consistency(model, list(data), folder / "segmentation", batch=batch)
+            finished = consistency is not None
+        if finished and feature_matching:
             from csg_edge.training.feature_matching import fit_matched_features
 
             features = fit_matched_features(
@@ -300,6 +311,7 @@ def distill(
             loop,
             terms=terms,
             features=features,
+            consistency=consistency,
             deviation=deviation,
             compiled=compiled,
             out=out,

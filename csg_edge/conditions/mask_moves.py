@@ -35,6 +35,7 @@ HOSTS = {
 }
 CONFINED = {"ditf": "tendon"}  # a tear is a part of its tendon
 MIN_BAND = 2.0  # pixels; no band is made thinner than this
+_ROW = 256  # places in a row of a map for some pixels only; OpenCV's rows have an end
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,26 @@ def resample(parts: Parts, source: Map) -> Parts:
 
 def _vote(labels: Image, columns: Floats, rows: Floats) -> Image:
     """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive."""
+    # Where the neighbours of the nearest pixel are of one class, there is nothing to vote on: most of a mask.
+    around = np.ones((3, 3), np.uint8)
+    mixed = (cv2.erode(labels, around) != cv2.dilate(labels, around)).view(np.uint8)
+    seen, doubtful = (
+        np.asarray(cv2.remap(given, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        for given in (labels, mixed)
+    )
+    places = np.flatnonzero(doubtful)
+    if not len(places):
+        return seen
+    across, down = (np.resize(part.ravel()[places], (-(-len(places) // _ROW), _ROW)) for part in (columns, rows))
     counts = np.bincount(labels.ravel(), minlength=256)
     present = classes_in(labels)
     shares = (
-        cv2.remap(
-            (labels == index).astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        cv2.remap((labels == index).astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         + np.float32(1e-3 * (1 - counts[index] / labels.size))
         for index in present
     )
-    return most_voted(present, shares)
+    seen.ravel()[places] = most_voted(present, shares).ravel()[: len(places)]
+    return seen
 
 
 def _extend_ground(ground: Image, pad: int) -> Image:

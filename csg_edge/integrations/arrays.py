@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csg_edge.augment.make import changed
+from csg_edge.augment.plan import Appearance, Plan, draw_look
 from csg_edge.conditions import fibres
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.files import list_images, read_context
@@ -28,6 +30,8 @@ from csg_edge.generation.loading import load
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.storage import written_whole
 
+_LOOKS = 0x6C6F6F6B  # keeps draws of appearance apart from others of the same key
+PLAN = Plan()  # what is not said otherwise
 LOOK_EVERY = 32  # files written by one process between two looks at the size of the cache
 
 Image = NDArray[np.uint8]
@@ -37,7 +41,8 @@ class CsgEdge:
     """Puts a synthetic image in the place of a real one.
 
     probability: of doing so. contexts: whose appearance images take: a folder, arrays (H, W) uint8, or None for the
-    image itself; give images of training groups alone. vary, direction: as `csg-edge generate --vary` and `--fibre`.
+    image itself; give images of training groups alone. appearance: how contexts are changed, None for not at all; vary,
+    direction: as `csg-edge generate --vary` and `--fibre`. What is not given is as in a plan of `csg-edge augment`.
     classes: names of the mask's indices, background first, if they are not the bundle's. bundle, steps, runtime,
     device, precision: as `csg_edge.load`; threads: of each process's engine. variants: if not 0, only so many images
     are ever made of a pair, by turns of the draw; cache: a folder that keeps them, of at most about cache_mb megabytes.
@@ -46,10 +51,10 @@ class CsgEdge:
 
     def __init__(
         self, *, probability: float = 0.5, contexts: Path | str | Sequence[Image] | None = None,
-        vary: str | None = "deform:0.5?,tilt:3deg?", direction: str | None = None, classes: Sequence[str] | None = None,
-        bundle: str | Path = "msk-256", steps: int = 1, runtime: str = "auto", device: str = "auto",
-        precision: str = "auto", threads: int = 1, variants: int = 0, cache: Path | str | None = None,
-        cache_mb: float = 500.0,
+        vary: str | None = PLAN.vary, direction: str | None = None, appearance: Appearance | None = PLAN.appearance,
+        classes: Sequence[str] | None = None, bundle: str | Path = "msk-256", steps: int = 1, runtime: str = "auto",
+        device: str = "auto", precision: str = "auto", threads: int = 1, variants: int = 0,
+        cache: Path | str | None = None, cache_mb: float = 500.0,
     ) -> None:  # fmt: skip
         if not 0.0 <= probability <= 1.0:
             raise InputError(f"probability {probability:g}: give a number from 0 to 1")
@@ -57,7 +62,7 @@ class CsgEdge:
             raise InputError("cache: it needs variants, the number of images that are ever made of a pair")
         if not cache_mb > 0:
             raise InputError(f"cache_mb {cache_mb:g}: give a number above 0")
-        self.probability, self.vary, self.direction = probability, vary, direction
+        self.probability, self.vary, self.direction, self.appearance = probability, vary, direction, appearance
         self._load: dict[str, Any] = {
             "bundle": bundle, "steps": steps, "runtime": runtime, "device": device, "precision": precision,
             "threads": threads,
@@ -107,7 +112,9 @@ class CsgEdge:
         if self.direction is not None:
             wishes = fibres.parse_wishes(self.direction, schema)
             field = fibres.field_of_mask(labels, schema, wishes, seed=key)
-        context = image if self._own else self._context(place, size)
+        context = resize_image(image, *size) if self._own else self._context(place, size)
+        if self.appearance is not None:
+            context = changed(context, draw_look(self.appearance, np.random.default_rng([key, _LOOKS])))
         made = generator.generate_one(labels, context, key, field=field)
         stored = back[resize_mask(labels, *mask.shape)]
         if (stored < 0).any():
@@ -118,7 +125,9 @@ class CsgEdge:
         """A variant from the cache, made if it is not there; seed and context follow from the pair and its number."""
         assert self._cache is not None
         digest = hashlib.sha256(
-            repr((image.shape, variant, self.vary, self.direction, sorted(self._load.items()))).encode()
+            repr(
+                (image.shape, variant, self.vary, self.direction, self.appearance, sorted(self._load.items()))
+            ).encode()
         )
         for array in (image, mask):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -33,6 +33,7 @@ from csg_edge.training.trajectories import Trajectories, Trajectory
 
 if TYPE_CHECKING:  # it needs the quality extra, which a student trained without it does not
     from csg_edge.training.feature_matching import MatchedFeatures
+    from csg_edge.training.segmentation_consistency import SegmentationConsistency
 
 LOSS_FLOOR = 1e-4
 TEXTURE_CELL = 4  # latent pixels, each way, over which the power of a band is taken
@@ -50,14 +51,16 @@ class LossTerms:
 
     texture: of `texture_distance`, and of the like for seams, which keep the power that a regression would average
     away. seams: of the error of the steps at seams, see `seam_distances`. relative: of `relative_distance`.
-    orientation: of `orientation_distance`. feature_matching: of `squared_shift` of features, for which all images of a
-    batch stand at one evaluation and have masks of the same classes.
+    orientation: of `orientation_distance`. segmentation: of `SegmentationConsistency`. feature_matching: of
+    `squared_shift` of features, for which all images of a batch stand at one evaluation and have masks of the same
+    classes.
     """
 
     texture: float = 0.0
     seams: float = 0.0
     relative: float = 0.0
     orientation: float = 0.0
+    segmentation: float = 0.0
     feature_matching: float = 0.0
 
 
@@ -72,6 +75,7 @@ def distil(
     *,
     terms: LossTerms = LossTerms(),
     features: MatchedFeatures | None = None,
+    consistency: SegmentationConsistency | None = None,
     deviation: float = 1.0,
     compiled: bool = False,
     out: Path,
@@ -79,15 +83,17 @@ def distil(
 ) -> bool:
     """Train or resume a student; writes `out/student` at the end. Returns False when stopped early.
 
-    features: needed where `terms.feature_matching` is not 0. deviation: of the trajectories' latents, where the
-    student's have 1. compiled: by torch.compile, which takes minutes to begin and then half the time an iteration; it
-    needs a C++ compiler. Raises TrainingError as `check_terms`, and for a student with a fibre field and trajectories
-    without.
+    features, consistency: needed where `terms.feature_matching` or `terms.segmentation` is not 0. deviation: of the
+    trajectories' latents, where the student's have 1. compiled: by torch.compile, which takes minutes to begin and then
+    half the time an iteration; it needs a C++ compiler. Raises TrainingError as `check_terms`, and for a student with a
+    fibre field and trajectories without.
     """
     blocks = student.autoencoder
     check_terms(terms, blocks, batch=loop.batch)
     if bool(terms.feature_matching) != (features is not None):
         raise ValueError("terms.feature_matching goes with the features of fit_matched_features")
+    if bool(terms.segmentation) != (consistency is not None):
+        raise ValueError("terms.segmentation goes with what fit_segmentation_consistency gives")
     if student.network.config.fibres and not trajectories.has_fields:
         raise TrainingError("the student takes a fibre field, but the trajectories have none; leave out --init")
     # Weights fit a network of any number of steps: only this tells a run's students apart.
@@ -96,6 +102,7 @@ def distil(
     student = student.to(device, memory_format=torch.channels_last)
     network = student.network.train()
     features = None if features is None else features.to(device)
+    consistency = None if consistency is None else consistency.to(device)
     state = start_or_resume(network, loop, out)
     evaluate = torch.compile(network) if compiled else network
 
@@ -119,7 +126,7 @@ def distil(
             distance = distance + terms.texture * texture_distance(jump, wanted)
         if terms.relative:
             distance = distance + terms.relative * relative_distance(jump, wanted)
-        in_pixels = terms.texture or terms.seams or terms.orientation or features is not None
+        in_pixels = any((terms.texture, terms.seams, terms.orientation, terms.segmentation, terms.feature_matching))
         if isinstance(blocks, BlockDct) and in_pixels:
             made, meant = blocks.decode_unit(jump), blocks.decode_unit(wanted)
             if terms.texture or terms.seams:
@@ -127,6 +134,9 @@ def distil(
                 distance = distance + terms.seams * error + terms.texture * power
             if terms.orientation:
                 distance = distance + terms.orientation * orientation_distance(made, meant)
+            if consistency is not None:
+                with autocast(device, loop.precision):
+                    distance = distance + terms.segmentation * consistency(made, mask)
             if features is not None:
                 with autocast(device, loop.precision):
                     differences = features(made) - features(meant)
@@ -272,6 +282,7 @@ def check_terms(terms: LossTerms, autoencoder: object, *, batch: int) -> None:
     for weight, option, lacks in (
         (terms.seams, "--seams", "the latents of a learned autoencoder have no blocks"),
         (terms.orientation, "--orientation", "not for the latents of a learned autoencoder"),
+        (terms.segmentation, "--segmentation", "not for the latents of a learned autoencoder"),
         (terms.feature_matching, "--feature-matching", "not for the latents of a learned autoencoder"),
     ):
         if weight and not isinstance(autoencoder, BlockDct):

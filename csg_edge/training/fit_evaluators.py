@@ -53,12 +53,12 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
     """Train or resume both networks in `runs` and write them to `out`. Returns False when stopped early."""
     roots = list(config.data)
     sets = read_training_sets(roots, schema, split="train", size=config.image_size)
-    segmenter = make_segmenter(len(schema))
     loop = LoopConfig(
         iterations=config.segmenter_iterations, batch=8, learning_rate=1e-3, warmup=50, decay=0.7, ema=0.995,
         seed=config.seed, precision="fp32",
     )  # fmt: skip
-    if not _train(segmenter, loop, sets, runs / "segmenter", _segmentation_loss(segmenter)):
+    segmenter = fit_segmenter(sets, len(schema), loop, runs / "segmenter")
+    if segmenter is None:
         return False
     loop = replace(
         loop,
@@ -80,6 +80,12 @@ def fit_evaluators(config: FitConfig, schema: LabelSchema, *, runs: Path, out: P
     }
     save_evaluators(out, segmenter, encoder, schema=schema, image_size=config.image_size, record=record)
     return True
+
+
+def fit_segmenter(sets: list[LabelledSet], classes: int, loop: LoopConfig, directory: Path) -> nn.Module | None:
+    """Train or resume a segmenter in `directory`; None when stopped early."""
+    segmenter = make_segmenter(classes)
+    return segmenter if _train(segmenter, loop, sets, directory, _segmentation_loss(segmenter)) else None
 
 
 def fit_encoder(sets: list[LabelledSet], classes: int, loop: LoopConfig, directory: Path) -> Encoder | None:

@@ -90,7 +90,7 @@ root)
     rm -rf "$root"
     mkdir -p "$root"/{proc,tmp,lib,lib64,opt}
     tar -xzf "$argument" -C "$root/opt" --strip-components 1
-    for name in libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 librt.so.1 libpthread.so.0 libstdc++.so.6 libgcc_s.so.1; do
+    for name in libc.so.6 libm.so.6 libdl.so.2 librt.so.1 libpthread.so.0 libstdc++.so.6 libgcc_s.so.1; do
         cp -L "/lib/x86_64-linux-gnu/$name" "$root/lib/"
     done
     cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
