@@ -1,7 +1,7 @@
 """Students at every number of steps beside their teacher, on the held-out groups of the real sets.
 
     python benchmarks/student.py --data ../shared/data --teacher export/msk-256.teacher --guidance 1.5 \
-        --bundle msk-256 --bundle msk-256-nano --images runs/student-images [--sheet sheet.png]
+        --bundle msk-256 --images runs/student-images [--sheet sheet.png]
 
 Every held-out mask once for each of eight seeds, with a context of another group, through the engine of a bundle; the
 teacher makes the same cases from the same noise. (The mean C2ST accuracy over three seeds was uncertain
