@@ -70,8 +70,10 @@ def write_set(data: LabelledSet, schema: LabelSchema, folder: Path) -> Path:
     return folder
 
 
-def augmented(data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int) -> LabelledSet:
-    """What `csg-edge augment` makes of a set, some `wanted` images."""
+def augmented(
+    data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int
+) -> tuple[LabelledSet, dict[str, float]]:
+    """What `csg-edge augment` makes of a set, some `wanted` images, and the least Dice that it asks for by class."""
     source, out = write_set(data, schema, folder / "source"), folder / "out"
     factor = 1 + wanted / len(data)
     command = [
@@ -88,7 +90,8 @@ def augmented(data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int)
     done = CliRunner().invoke(csg_edge, command)
     if done.exit_code:
         raise InputError(done.output)
-    return read_set(out, schema, split="train", size=data.images.shape[1])
+    least = json.loads((out / "augmented.json").read_text())["limits"]["dice"]
+    return read_set(out, schema, split="train", size=data.images.shape[1]), least
 
 
 def pairs(data: LabelledSet) -> list[dict[str, Any]]:
@@ -100,16 +103,18 @@ def pairs(data: LabelledSet) -> list[dict[str, Any]]:
     ]
 
 
-def train(arm: str, real: LabelledSet, made: LabelledSet | None, classes: int, iterations: int, seed: int) -> Any:
+def train(
+    arm: str, real: LabelledSet, made: LabelledSet, check: dict[str, float], classes: int, iterations: int, seed: int
+) -> Any:
     """A segmenter after so many iterations of MONAI's SupervisedTrainer."""
     items = pairs(real)
     weights = [1.0 / len(items)] * len(items)
-    if made is not None:
+    if arm == "folder":
         items += pairs(made)
         weights += [1.0 / len(made)] * len(made)
     steps: list[Any] = []
     if arm == "loop":
-        steps.append(RandCsgEdged(KEYS, prob=0.5, contexts=list(real.images), levels=(-1.0, 1.0)))
+        steps.append(RandCsgEdged(KEYS, prob=0.5, contexts=list(real.images), check=check, levels=(-1.0, 1.0)))
     steps += [
         Resized(KEYS, (SIDE, SIDE), mode=("area", "nearest")),
         RandFlipd(KEYS, prob=0.5, spatial_axis=1),
@@ -183,12 +188,12 @@ def main() -> None:
                 if (path.name, seed, arm) in done:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    made = augmented(real, schema, Path(folder), given.synthetic) if arm == "folder" else None
-                network = train(arm, real, made, len(schema), given.iterations, seed)
+                    made, check = augmented(real, schema, Path(folder), given.synthetic)
+                network = train(arm, real, made, check, len(schema), given.iterations, seed)
                 scores = dice(network, held.resized(SIDE))
                 rows.append({
                     "set": path.name, "seed": seed, "arm": arm, "real": len(real),
-                    "synthetic": None if made is None else len(made), "dice": [round(value, 4) for value in scores],
+                    "synthetic": len(made) if arm == "folder" else None, "dice": [round(value, 4) for value in scores],
                 })  # fmt: skip
                 print(path.name, seed, arm, len(real), rows[-1]["synthetic"], f"{np.mean(scores):.3f}", flush=True)
                 write_json(given.out, {

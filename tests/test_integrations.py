@@ -92,6 +92,26 @@ class TestArrays:
         )
         np.testing.assert_array_equal(by_folder[0], by_array[0])
 
+    def test_the_look_of_contexts_changes(self, always: CsgEdge) -> None:
+        image, mask = PAIRS[0]
+        still = CsgEdge(probability=1.0, appearance=None)
+        pairs = [(always, still)] * 8
+        made = [[edge.make(image, mask, np.random.default_rng(k)) for edge in pair] for k, pair in enumerate(pairs)]
+        changed = [not np.array_equal(one[0], other[0]) for one, other in made]
+        assert 2 <= sum(changed) <= 8  # seven in ten
+        assert all(np.array_equal(one[1], other[1]) for one, other in made)
+
+    def test_what_the_segmenter_does_not_find_is_not_used(self, always: CsgEdge) -> None:
+        pytest.importorskip("monai", reason="the quality extra is not installed")
+        image, mask = PAIRS[0]
+        free = always.make(image, mask, np.random.default_rng(1))
+        for check in (0.0, {}, {"tendon": 1.0}):
+            same = CsgEdge(probability=1.0, check=check).make(image, mask, np.random.default_rng(1))
+            np.testing.assert_array_equal(same[0], free[0])
+        strict = CsgEdge(probability=1.0, check=1.0).make(image, mask, np.random.default_rng(1))
+        np.testing.assert_array_equal(strict[0], image)
+        np.testing.assert_array_equal(strict[1], mask)
+
     def test_albumentations_convention(self, always: CsgEdge) -> None:
         image, mask = PAIRS[0]
         found = always(image=image, mask=mask, name="kept")
@@ -122,6 +142,8 @@ class TestArrays:
             ({"probability": 1.5}, "probability 1.5"),
             ({"cache": "here"}, "it needs variants"),
             ({"contexts": []}, "an empty list"),
+            ({"check": 2.0}, "check 2"),
+            ({"check": {"nerve": -1.0}}, "check -1"),
             ({"variants": 2, "cache_mb": 0}, "cache_mb 0"),
         ],
     )

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,12 @@ from csg_edge.generation.loading import load
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.storage import written_whole
 
+if TYPE_CHECKING:  # it needs the quality extra, which images that are not checked do not
+    from csg_edge.quality.evaluators import Evaluators
+
 _LOOKS = 0x6C6F6F6B  # keeps draws of appearance apart from others of the same key
 PLAN = Plan()  # what is not said otherwise
+ATTEMPTS = 3  # of an image that is checked, before the real one stays
 LOOK_EVERY = 32  # files written by one process between two looks at the size of the cache
 
 Image = NDArray[np.uint8]
@@ -43,18 +47,22 @@ class CsgEdge:
     probability: of doing so. contexts: whose appearance images take: a folder, arrays (H, W) uint8, or None for the
     image itself; give images of training groups alone. appearance: how contexts are changed, None for not at all; vary,
     direction: as `csg-edge generate --vary` and `--fibre`. What is not given is as in a plan of `csg-edge augment`.
-    classes: names of the mask's indices, background first, if they are not the bundle's. bundle, steps, runtime,
-    device, precision: as `csg_edge.load`; threads: of each process's engine. variants: if not 0, only so many images
-    are ever made of a pair, by turns of the draw; cache: a folder that keeps them, of at most about cache_mb megabytes.
+    check: least Dice (0 to 1) of every class, or of classes by name, that the shipped segmenter must reach on an image;
+    below, another is drawn, ATTEMPTS in all, and then the pair stays as it is; it needs the quality extra. What
+    `csg-edge augment` found right for a set stands in its augmented.json. classes: names of the mask's indices,
+    background first, if they are not the bundle's. bundle, steps, runtime, device, precision: as `csg_edge.load`;
+    threads: of each process's engine. variants: if not 0, only so many images are ever made of a pair, by turns of the
+    draw; cache: a folder that keeps them, of at most about cache_mb megabytes.
     Raises InputError for options that cannot be used.
     """
 
     def __init__(
         self, *, probability: float = 0.5, contexts: Path | str | Sequence[Image] | None = None,
         vary: str | None = PLAN.vary, direction: str | None = None, appearance: Appearance | None = PLAN.appearance,
-        classes: Sequence[str] | None = None, bundle: str | Path = "msk-256", steps: int = 1, runtime: str = "auto",
-        device: str = "auto", precision: str = "auto", threads: int = 1, variants: int = 0,
-        cache: Path | str | None = None, cache_mb: float = 500.0,
+        check: float | Mapping[str, float] | None = None, classes: Sequence[str] | None = None,
+        bundle: str | Path = "msk-256", steps: int = 1, runtime: str = "auto", device: str = "auto",
+        precision: str = "auto", threads: int = 1, variants: int = 0, cache: Path | str | None = None,
+        cache_mb: float = 500.0,
     ) -> None:  # fmt: skip
         if not 0.0 <= probability <= 1.0:
             raise InputError(f"probability {probability:g}: give a number from 0 to 1")
@@ -63,6 +71,10 @@ class CsgEdge:
         if not cache_mb > 0:
             raise InputError(f"cache_mb {cache_mb:g}: give a number above 0")
         self.probability, self.vary, self.direction, self.appearance = probability, vary, direction, appearance
+        for least in () if check is None else check.values() if isinstance(check, Mapping) else (check,):
+            if not 0.0 <= least <= 1.0:
+                raise InputError(f"check {least:g}: give a Dice from 0 to 1")
+        self.check = check
         self._load: dict[str, Any] = {
             "bundle": bundle, "steps": steps, "runtime": runtime, "device": device, "precision": precision,
             "threads": threads,
@@ -81,6 +93,7 @@ class CsgEdge:
                 raise InputError("contexts: an empty list; give images, or None for each pair's own")
         self._own = contexts is None
         self._opened: Generator | None = None
+        self._segmenter: Evaluators | None = None
 
     def make(self, image: Image, mask: Image, random: np.random.Generator) -> tuple[Image, Image]:
         """The pair, or with `probability` a synthetic one of the same size, (H, W) uint8 each.
@@ -101,11 +114,23 @@ class CsgEdge:
         return {**others, "image": made, "mask": labels}
 
     def _made(self, image: Image, mask: Image, key: int, place: int) -> tuple[Image, Image]:
+        schema, size = self._generator().bundle.manifest.schema, self._generator().bundle.manifest.image_size
+        there, back = self._tables(schema)
+        given = resize_mask(there[mask], *size)
+        for attempt in range(ATTEMPTS if self.check is not None else 1):
+            made, labels = self._attempt(image, given, key + attempt, (place + attempt) % len(self._contexts))
+            if self.check is None or self._is_found(made, labels):
+                stored = back[resize_mask(labels, *mask.shape)]
+                if (stored < 0).any():
+                    raise InputError("vary: it brings a class that classes does not name; leave it out")
+                return resize_image(made, *image.shape), stored.astype(np.uint8)
+        return image, mask
+
+    def _attempt(self, image: Image, labels: Image, key: int, place: int) -> tuple[Image, Image]:
+        """Image and mask at the model's size; labels: the mask before it is varied."""
         generator = self._generator()
         manifest = generator.bundle.manifest
         schema, size = manifest.schema, manifest.image_size
-        there, back = self._tables(schema)
-        labels = resize_mask(there[mask], *size)
         if self.vary is not None:
             labels = vary_by(labels, schema, parse_spec(self.vary, schema), seed=key)
         field = None
@@ -115,18 +140,34 @@ class CsgEdge:
         context = resize_image(image, *size) if self._own else self._context(place, size)
         if self.appearance is not None:
             context = changed(context, draw_look(self.appearance, np.random.default_rng([key, _LOOKS])))
-        made = generator.generate_one(labels, context, key, field=field)
-        stored = back[resize_mask(labels, *mask.shape)]
-        if (stored < 0).any():
-            raise InputError("vary: it brings a class that classes does not name; leave it out")
-        return resize_image(made, *image.shape), stored.astype(np.uint8)
+        return generator.generate_one(labels, context, key, field=field), labels
+
+    def _is_found(self, image: Image, labels: Image) -> bool:
+        """Whether the segmenter finds every class that is large enough to judge."""
+        from csg_edge.quality.evaluators import SHIPPED, load_evaluators
+        from csg_edge.quality.segmentation import dice_by_image
+
+        schema = self._generator().bundle.manifest.schema
+        if self._segmenter is None:
+            self._segmenter = load_evaluators(SHIPPED, schema=schema)
+        (score,) = dice_by_image(self._segmenter.segment(image[None]), labels[None])
+        least = self.check if isinstance(self.check, Mapping) else dict.fromkeys(schema.names, self.check or 0.0)
+        return all(value >= least.get(schema.names[index], 0.0) for index, value in score.items())
 
     def _kept(self, image: Image, mask: Image, variant: int) -> tuple[Image, Image]:
         """A variant from the cache, made if it is not there; seed and context follow from the pair and its number."""
         assert self._cache is not None
         digest = hashlib.sha256(
             repr(
-                (image.shape, variant, self.vary, self.direction, self.appearance, sorted(self._load.items()))
+                (
+                    image.shape,
+                    variant,
+                    self.vary,
+                    self.direction,
+                    self.appearance,
+                    self.check,
+                    sorted(self._load.items()),
+                )
             ).encode()
         )
         for array in (image, mask):
