@@ -4,8 +4,8 @@
         --out benchmarks/results/augment.json
 
 The bare engine gets the same arrays again and again through OpenVINO's own queue, as many streams as processors:
-nothing is drawn, read or written. Plans: the default one, that without variations of the mask, and the default one with checks.
-Other work on the machine should rest: it takes the processors from the Python around the engine first.
+nothing is drawn, read or written. Plans: the default one, that without variations of the mask, and the default one with
+checks. Other work on the machine should rest: it takes the processors from the Python around the engine first.
 """
 
 from __future__ import annotations
