@@ -59,17 +59,17 @@ class Header:
 
 def frame_count(path: Path) -> int:
     """How many frames a file has. Raises InputError if it cannot be read."""
-    return _open(path, pixels=False)[1].frames
+    return open_file(path, pixels=False)[1].frames
 
 
 def says_burned_in(path: Path) -> bool:
     """Whether a file says that text of a person is burned into its pixels. Raises InputError if it cannot be read."""
-    return _open(path, pixels=False)[1].burned_in
+    return open_file(path, pixels=False)[1].burned_in
 
 
 def has_region(path: Path) -> bool:
     """Whether an image is cropped to the only tissue region it names. Raises InputError if it cannot be read."""
-    return _open(path, pixels=False)[1].region is not None
+    return open_file(path, pixels=False)[1].region is not None
 
 
 def pixel_size(path: Path) -> tuple[float, float] | None:
@@ -77,8 +77,8 @@ def pixel_size(path: Path) -> tuple[float, float] | None:
 
     PS3.3 C.8.5.5: physical delta, units 3. Raises InputError if the file cannot be read.
     """
-    dataset, _ = _open(path, pixels=False)
-    with _file_to_blame(path, "ultrasound region cannot be read"):
+    dataset, _ = open_file(path, pixels=False)
+    with file_to_blame(path, "ultrasound region cannot be read"):
         tissue = [item for item in dataset.get("SequenceOfUltrasoundRegions") or () if item.get("RegionDataType") == 1]
         if len(tissue) != 1 or {tissue[0].get(f"PhysicalUnits{axis}Direction") for axis in "XY"} != {3}:
             return None
@@ -92,8 +92,8 @@ def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     frame: counted from 0; may be left out for a file of one frame. Raises InputError for an unreadable file, a codec
     that is not installed, a colour image, or several frames when none is named.
     """
-    dataset, header = _open(path)
-    pixels, photometric = _decode(dataset, header, path, frame)
+    dataset, header = open_file(path)
+    pixels, photometric = decode_frame(dataset, header, path, frame)
     if header.region:
         pixels = pixels[header.region]
     return np.ascontiguousarray(_grey(dataset, pixels, photometric, path))
@@ -101,10 +101,8 @@ def read_image(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
 
 def read_indices(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
     """Stored values of a single-channel file as class indices (H, W) uint8, no window applied; frame as above."""
-    dataset, header = _open(path)
-    if header.modality == "SEG":
-        raise InputError(f"{path}: DICOM SEG objects are not read; export the mask as PNG or TIFF of class indices")
-    pixels, _ = _decode(dataset, header, path, frame)
+    dataset, header = open_file(path)
+    pixels, _ = decode_frame(dataset, header, path, frame)
     if pixels.ndim != 2:
         raise InputError(f"{path}: a colour mask; save class indices as 8-bit single-channel PNG")
     if pixels.min() < 0 or pixels.max() > 255:
@@ -114,13 +112,13 @@ def read_indices(path: Path, *, frame: int | None = None) -> NDArray[np.uint8]:
 
 def crop_to_region(mask: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
     """Crop a mask drawn on the whole frame of `path` as `read_image` crops the frame; other masks stay as they are."""
-    header = _open(path, pixels=False)[1]
+    header = open_file(path, pixels=False)[1]
     if header.region is None or mask.shape != (header.rows, header.columns):
         return mask
     return np.ascontiguousarray(mask[header.region])
 
 
-def _open(path: Path, *, pixels: bool = True) -> tuple[Any, Header]:
+def open_file(path: Path, *, pixels: bool = True) -> tuple[Any, Header]:
     """The data set and its header. Every element that is no pixel is read here, so that a damaged one is named."""
     try:
         import pydicom
@@ -134,7 +132,7 @@ def _open(path: Path, *, pixels: bool = True) -> tuple[Any, Header]:
         raise InputError(f"{path}: cannot read ({error.strerror or error}); check the path") from None
     except Exception:  # a damaged file makes the parser fail anywhere
         raise InputError(f"{path}: not a readable DICOM file; export it again") from None
-    with _file_to_blame(path, "header cannot be read"):
+    with file_to_blame(path, "header cannot be read"):
         return dataset, _read_header(dataset, path)
 
 
@@ -151,7 +149,7 @@ def _read_header(dataset: Any, path: Path) -> Header:
     )  # fmt: skip
 
 
-def _decode(dataset: Any, header: Header, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
+def decode_frame(dataset: Any, header: Header, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
     """(H, W) or (H, W, 3) stored values and the photometric interpretation they have after decoding."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
@@ -212,24 +210,24 @@ def _grey(dataset: Any, pixels: NDArray[Any], photometric: str, path: Path) -> N
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 
     if photometric == "PALETTE COLOR":
-        with _file_to_blame(path):
+        with file_to_blame(path):
             pixels = apply_color_lut(pixels, dataset)
         if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 3:
         return _grey_of_colour(pixels, photometric, path)
-    with _file_to_blame(path):
+    with file_to_blame(path):
         values = apply_modality_lut(pixels, dataset)
         first, last = _modality_ends(dataset)
         has_lut = bool(dataset.get("VOILUTSequence"))
         windowed = not has_lut and bool(dataset.get("WindowWidth")) and dataset.get("WindowCenter") is not None
     if has_lut:
         whole = values.astype(np.int64)
-        with _file_to_blame(path):
+        with file_to_blame(path):
             values = apply_voi_lut(whole, dataset)
             first, last = 0.0, _highest_of_lut(dataset.VOILUTSequence)
     elif windowed:
-        with _file_to_blame(path):
+        with file_to_blame(path):
             values = apply_voi_lut(values, dataset)
     # pydicom's window runs from `first` to `last`, even where a negative slope makes `first` the larger.
     low, high = (first, last) if windowed else sorted((first, last))
@@ -253,7 +251,7 @@ def _grey_of_colour(pixels: NDArray[Any], photometric: str, path: Path) -> NDArr
 
 
 @contextmanager
-def _file_to_blame(path: Path, fault: str = "rescale, window or palette cannot be applied") -> Iterator[None]:
+def file_to_blame(path: Path, fault: str = "rescale, window or palette cannot be applied") -> Iterator[None]:
     """What pydicom cannot read from the file's elements, or apply to its pixels, is for the file's owner to mend."""
     try:
         with warnings.catch_warnings():

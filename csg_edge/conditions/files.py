@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions import dicom, nifti
+from csg_edge.conditions import dicom, dicom_seg, nifti
 from csg_edge.conditions.arrays import check_context, check_mask
 from csg_edge.conditions.colours import find_labelmap, indices_of_colours, read_colours
 from csg_edge.conditions.decoding import decode_image, palette_indices, stored_levels
@@ -51,14 +51,16 @@ def read_mask(path: Path, schema: LabelSchema, *, colours: Path | None = None) -
 
     PNG, TIFF or BMP of 8 or 16 bits, single-channel, three equal channels, these with full alpha, or indexed colours,
     of which the indices count; colours where a table says what they mean (`colours`, or a labelmap.txt beside the
-    mask); NIfTI; or DICOM, of which the stored values count. Raises InputError for a lossy, unreadable or colour file,
-    one of other numbers, or an index outside the schema.
+    mask); NIfTI; or DICOM: a Segmentation, or an image of which the stored values count. Raises InputError for a lossy,
+    unreadable or colour file, one of other numbers, or an index outside the schema.
     """
     path, frame = split_frame(path)
     _check_is_file(path)
     if nifti.is_nifti(path):
         return _checked(nifti.read_slice(path, frame), schema, path)
     if dicom.is_dicom(path):
+        if dicom_seg.is_segmentation(path):
+            return dicom_seg.read_segmentation(path, schema, frame=frame)
         return _checked(dicom.read_indices(path, frame=frame), schema, path)
     if path.is_file() and path.suffix.lower() not in LOSSLESS_SUFFIXES:
         raise InputError(f"{path}: masks need a lossless format; save it as PNG or TIFF")

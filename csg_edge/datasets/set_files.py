@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csg_edge.conditions import dicom, dicom_seg
 from csg_edge.conditions.colours import find_labelmap, read_colours
 from csg_edge.conditions.files import IMAGE_SUFFIXES, is_image_name
 from csg_edge.conditions.frames import frame_count, image_name, with_frame
@@ -26,10 +27,17 @@ class Source:
     frame: int | None = None
 
 
-def find_images(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Source]:
-    """Images by name: the file name without suffix, and `_f000`, `_f001`, ... for each image of a file of several."""
+def find_images(
+    folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, without: frozenset[str] = frozenset()
+) -> dict[str, Source]:
+    """Images by name: the file name without suffix, and `_f000`, `_f001`, ... for each image of a file of several.
+
+    without: names of files that are not meant.
+    """
     found: dict[str, Source] = {}
     for name, path in find_files(folder, suffixes=suffixes).items():
+        if name in without:
+            continue
         frames = frame_count(path)
         if frames == 1:
             found[name] = Source(path)
@@ -39,10 +47,22 @@ def find_images(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
 
 
 def find_masks(folder: Path, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Masks by name, those of a volume by slice, as the images have them."""
-    return {
+    """Masks by name, those of a volume by slice, and of a clip by frame, as the images have them."""
+    segmentations = {
+        name: path for name, path in find_files(folder, suffixes=suffixes).items()
+        if path.suffix.lower() in dicom.SUFFIXES and path.is_file() and dicom_seg.is_segmentation(path)
+    }  # fmt: skip
+    found: dict[str, Path] = {}
+    for name, path in segmentations.items():
+        frames = dicom_seg.labelled_frames(path)
+        if frames is None:
+            found[name] = path
+        else:
+            found.update({f"{name}_f{frame:03d}": with_frame(path, frame) for frame in frames})
+    others = find_images(folder, suffixes=suffixes, without=frozenset(segmentations))
+    return found | {
         name: source.path if source.frame is None else with_frame(source.path, source.frame)
-        for name, source in find_images(folder, suffixes=suffixes).items()
+        for name, source in others.items()
     }
 
 

@@ -17,10 +17,11 @@ from PIL import Image
 
 from csg_edge.bundle.manifest import find_bundle, read_manifest
 from csg_edge.conditions.colours import read_colours
+from csg_edge.conditions.dicom_seg import labelled_frames
 from csg_edge.conditions.fibre_files import read_field, write_field
 from csg_edge.conditions.fibres import Wish, field_of_mask
 from csg_edge.conditions.files import read_context, read_mask
-from csg_edge.conditions.frames import frame_count
+from csg_edge.conditions.frames import frame_count, with_frame
 from csg_edge.datasets.labelled_set import read_set, splits_of
 from csg_edge.datasets.layouts import open_folder
 from csg_edge.datasets.packed import PackedSet, encode_image, open_packed, pack, packed_names
@@ -34,6 +35,7 @@ from csg_edge.training.model_files import read_json
 from csg_edge.training.teacher_format import TeacherFormat
 
 MASK = np.random.default_rng(0).integers(0, 10, (24, 32), dtype=np.uint8)
+KINDS = ("BINARY", "LABELMAP")  # of DICOM Segmentations
 GREY = MASK  # dark, but an image and a mask
 
 
@@ -48,6 +50,12 @@ class Reader:
     seeds: Sequence[bytes]
     read: Callable[[Path], Any]
     repair: Callable[[bytes], bytes] = bytes
+
+
+def segmentations(path: Path) -> None:
+    """The mask of an image, or of each frame that a Segmentation says it labels."""
+    for frame in labelled_frames(path) or [None]:
+        read_mask(path if frame is None else with_frame(path, frame), MSK_SCHEMA)
 
 
 def both(path: Path) -> None:
@@ -104,6 +112,19 @@ def dicom_files() -> list[bytes]:
             write_dicom(path, np.dstack([GREY] * 3), photometric="RGB").read_bytes(),
             write_dicom(path, GREY.astype(np.uint16) * 16, bits=12).read_bytes(),
         ]
+    return made
+
+
+def segmentation_files() -> list[bytes]:
+    from dicom_files import write_clip_segmentation, write_segmentation, write_source
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, path = (Path(folder) / name for name in ("image.dcm", "mask.dcm"))
+        write_source(source, (24, 32))
+        segments = MASK % 3  # two, and what lies beside them
+        made = [write_segmentation(path, source, segments[None], kind=kind).read_bytes() for kind in KINDS]
+        write_source(source, (24, 32), frames=3)
+        made.append(write_clip_segmentation(path, source, {0: segments, 2: segments}).read_bytes())
     return made
 
 
@@ -201,6 +222,7 @@ def readers() -> dict[str, Reader]:
     return {
         "manifest": Reader(".json", [bundle.read_bytes()], read_manifest),
         "dicom": Reader(".dcm", dicom_files(), both),
+        "dicom-seg": Reader(".dcm", segmentation_files(), segmentations),
         "png": Reader(".png", [encoded("PNG", GREY), encoded("PNG", MASK), palette(), oriented("PNG")], both,
                       right_checksums),
         "tiff": Reader(".tif", tiff, both),
