@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from csg_edge.conditions.dicom_seg import labelled_frames
 from csg_edge.conditions.files import read_mask
+from csg_edge.conditions.frames import frame_count
 from csg_edge.datasets.labelled_set import open_set
 from csg_edge.errors import InputError
 from csg_edge.labels import MSK_SCHEMA, LabelSchema
@@ -66,6 +67,9 @@ def test_only_the_frames_that_a_clip_has_labelled(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask, labels(3))
     with pytest.raises(InputError, match=r"labels 2 frames of a clip; name one, first.dcm#1"):
         read_mask(tmp_path / "masks" / "first.dcm", SCHEMA)
+    with pytest.raises(InputError, match=r"labels no frame 2; those it labels are 1, 3"):
+        read_mask(tmp_path / "masks" / "first.dcm#2", SCHEMA)
+    assert frame_count(tmp_path / "masks" / "first.dcm") == 4
 
 
 def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:

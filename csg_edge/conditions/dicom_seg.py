@@ -35,13 +35,15 @@ def read_segmentation(path: Path, schema: LabelSchema, *, frame: int | None = No
 
     A segment is the class whose name its label is (case and what is no letter or digit do not count); where segments
     overlap, the one of the higher number counts. A fraction of a half or more is inside. Raises InputError for a
-    segment that is no class, and as `labelled_frames`.
+    segment that is no class, a frame that it does not label, and as `labelled_frames`.
     """
     dataset, header = open_file(path)
     places = _places(path, dataset)
     named = sorted({found for found, _ in places if found is not None})
     if frame is None and named:
         raise InputError(f"{path}: labels {len(named)} frames of a clip; name one, {path.name}#{named[0]}")
+    if frame is not None and frame not in (named or [0]):
+        raise InputError(f"{path}: labels no frame {frame}; those it labels are {', '.join(map(str, named or [0]))}")
     with file_to_blame(path, "segments cannot be read"):
         kind = str(dataset.get("SegmentationType") or BINARY)
         classes = {

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from csg_edge.conditions import dicom, nifti
+from csg_edge.conditions import dicom, dicom_seg, nifti
 from csg_edge.conditions.decoding import read_header
 from csg_edge.errors import InputError
 
@@ -40,12 +40,14 @@ def image_name(path: Path) -> str:
 
 
 def frame_count(path: Path) -> int:
-    """How many images a file has. Raises InputError for a file that cannot be read."""
+    """How many images a file has, or a DICOM Segmentation is of. Raises InputError for a file that cannot be read."""
     if path.exists() and not path.is_file():  # a pipe; whoever reads it refuses it
         return 1
     if nifti.is_nifti(path):
         return nifti.read_header(path).slices
     if dicom.is_dicom(path):
+        if dicom_seg.is_segmentation(path):  # its own frames are segments
+            return (dicom_seg.labelled_frames(path) or [0])[-1] + 1
         return dicom.frame_count(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         header = read_header(None, path)
