@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from csg_edge.augment.plan import Draw, Look, Plan, draw
 from csg_edge.augment.sources import Context, Sources
-from csg_edge.conditions import fibres
 from csg_edge.conditions.arrays import image_digest
-from csg_edge.conditions.fibres import Field
+from csg_edge.conditions.fibres import Field, given_field
 from csg_edge.conditions.masks import vary_by
 from csg_edge.datasets import augmentation
 from csg_edge.errors import InputError
@@ -260,11 +259,8 @@ class Maker:
         if drawn.vary is not None:
             mask = vary_by(mask, schema, drawn.vary, seed=drawn.vary_seed)
         field = None
-        if drawn.direction is not None:
-            wishes = fibres.parse_wishes(drawn.direction, schema)
-            field = fibres.field_of_mask(mask, schema, wishes, seed=drawn.noise_seed)
         if self._takes_fields:
-            field = fibres.with_tear(field, mask, schema, drawn.vary, seed=drawn.noise_seed)
+            field = given_field(mask, schema, direction=drawn.direction, vary=drawn.vary, seed=drawn.noise_seed)
         return Ready(unit, repetition, attempt, drawn, mask, changed(look, drawn.look), field, facts)
 
     def _classes(self, mask: Image) -> list[str]:

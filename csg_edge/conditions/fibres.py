@@ -200,6 +200,19 @@ def field_of_mask(mask: Image, schema: LabelSchema, wishes: Sequence[Wish], *, s
     return np.concatenate([vector, np.minimum(share, 1)[None]]).astype(np.float32)
 
 
+def given_field(
+    mask: Image, schema: LabelSchema, *, direction: str | None, vary: str | None, seed: int
+) -> Field | None:
+    """What a direction, as `parse_wishes` takes it, and a variation of the mask give of a field; None for nothing.
+
+    mask: (H, W), varied already. Raises InputError as `parse_wishes` and `field_of_mask` do.
+    """
+    field = None
+    if direction is not None:
+        field = field_of_mask(mask, schema, parse_wishes(direction, schema), seed=seed)
+    return with_tear(field, mask, schema, vary, seed=seed)
+
+
 def with_tear(field: Field | None, mask: Image, schema: LabelSchema, vary: str | None, *, seed: int) -> Field | None:
     """The field, in which fibres have no direction inside a tear that a variation put into the mask."""
     if f"insert:{TEAR}" not in (vary or "") or TEAR not in schema.names:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from csg_edge.augment.make import changed
 from csg_edge.augment.plan import Appearance, Plan, draw_look
-from csg_edge.conditions import fibres
 from csg_edge.conditions.arrays import resize_image, resize_mask
+from csg_edge.conditions.fibres import given_field
 from csg_edge.conditions.files import list_images, read_context
 from csg_edge.conditions.masks import parse_spec, vary_by
 from csg_edge.errors import InputError
@@ -134,9 +134,8 @@ class CsgEdge:
         if self.vary is not None:
             labels = vary_by(labels, schema, parse_spec(self.vary, schema), seed=key)
         field = None
-        if self.direction is not None:
-            wishes = fibres.parse_wishes(self.direction, schema)
-            field = fibres.field_of_mask(labels, schema, wishes, seed=key)
+        if self.direction is not None or manifest.fibre_shape is not None:
+            field = given_field(labels, schema, direction=self.direction, vary=self.vary, seed=key)
         context = resize_image(image, *size) if self._own else self._context(place, size)
         if self.appearance is not None:
             context = changed(context, draw_look(self.appearance, np.random.default_rng([key, _LOOKS])))

@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from csg_edge import __version__
 from csg_edge.bundle.golden import read_case
 from csg_edge.bundle.manifest import MODELS, Target, find_bundle, read_bundle
-from csg_edge.conditions import fibres
 from csg_edge.conditions.arrays import image_digest, resize_image, resize_mask
-from csg_edge.conditions.fibres import Field
+from csg_edge.conditions.fibres import Field, given_field
 from csg_edge.conditions.files import encode_png, list_images, read_context, read_mask
 from csg_edge.conditions.frames import image_name
 from csg_edge.conditions.masks import VARIATIONS, vary_by
@@ -174,14 +173,10 @@ class Desk:
         labels = generator.prepare_mask(wish.mask, name="mask")
         if wish.vary:
             labels = vary_by(labels, self.schema, wish.vary, seed=wish.seed)
-        given = None
-        if wish.fibre:
-            given = fibres.field_of_mask(
-                labels, self.schema, fibres.parse_wishes(wish.fibre, self.schema), seed=wish.seed
-            )
-        if generator.bundle.manifest.fibre_shape is not None:
-            given = fibres.with_tear(given, labels, self.schema, wish.vary or None, seed=wish.seed)
-        return labels, given
+        if not wish.fibre and generator.bundle.manifest.fibre_shape is None:
+            return labels, None
+        direction, vary = wish.fibre or None, wish.vary or None
+        return labels, given_field(labels, self.schema, direction=direction, vary=vary, seed=wish.seed)
 
     def _generator(self, engine: str, steps: int) -> Generator:
         with self._lock:
@@ -218,7 +213,7 @@ class Desk:
         words += ["--fibre", wish.fibre] if wish.fibre else []
         fibre, tear = wish.fibre, wish.vary if self.bundle.manifest.fibre_shape is not None else ""
         lines = ["from pathlib import Path", "", "import csg_edge"]
-        lines += ["from csg_edge.conditions import fibres"] if fibre or tear else []
+        lines += ["from csg_edge.conditions.fibres import given_field"] if fibre or tear else []
         lines += ["from csg_edge.conditions.files import read_context, read_mask, write_png"]
         lines += ["from csg_edge.conditions.masks import vary_by"] if wish.vary else []
         lines += [
@@ -230,13 +225,11 @@ class Desk:
             '    context = read_context(Path("context.png"))',
         ]
         lines += [f"    mask = vary_by(mask, schema, {wish.vary!r}, seed={wish.seed})"] if wish.vary else []
-        lines += ["    field = None"] if tear and not fibre else []
-        if fibre:
+        if fibre or tear:
             lines += [
-                f"    wishes = fibres.parse_wishes({fibre!r}, schema)",
-                f"    field = fibres.field_of_mask(mask, schema, wishes, seed={wish.seed})",
+                f"    field = given_field(mask, schema, direction={fibre or None!r}, vary={tear or None!r}, "
+                f"seed={wish.seed})"
             ]
-        lines += [f"    field = fibres.with_tear(field, mask, schema, {tear!r}, seed={wish.seed})"] if tear else []
         given = ", field=field" if fibre or tear else ""
         lines += [
             f"    image = generator.generate_one(mask, context, {wish.seed}{given})",
