@@ -1,5 +1,4 @@
-"""A segmenter in MONAI's own training loop, with few labels: real images, those of `csg-edge augment`, or RandCsgEdged,
-which makes new ones all the time (loop) or as many as the folder has and keeps them (kept).
+"""A segmenter in MONAI's own training loop, with few labels: real images, those of `csg-edge augment`, or RandCsgEdged.
 
     python benchmarks/training_loop.py --data ../shared/data/usgra_nerve_vessel \
         --data ../shared/data/dltrack_aponeurosis --out benchmarks/results/training_loop.json
@@ -50,7 +49,7 @@ from csg_edge.quality.segmentation import known_labels, mean_dice
 from csg_edge.quality.usefulness import choose_groups
 from csg_edge.storage import write_json
 
-ARMS = ("real", "folder", "loop", "kept")
+ARMS = ("real", "folder", "loop")
 BATCH, SIDE, RATE = 8, 128, 4e-3
 KEYS = ("image", "label")
 
@@ -109,7 +108,6 @@ def train(
     real: LabelledSet,
     made: LabelledSet,
     check: dict[str, float],
-    cache: Path,
     classes: int,
     iterations: int,
     seed: int,
@@ -121,9 +119,8 @@ def train(
         items += pairs(made)
         weights += [1.0 / len(made)] * len(made)
     steps: list[Any] = []
-    if arm in ("loop", "kept"):
-        kept = {"variants": round(len(made) / len(real)), "cache": cache} if arm == "kept" else {}
-        steps.append(RandCsgEdged(KEYS, prob=0.5, contexts=list(real.images), check=check, levels=(-1.0, 1.0), **kept))
+    if arm == "loop":
+        steps.append(RandCsgEdged(KEYS, prob=0.5, contexts=list(real.images), check=check, levels=(-1.0, 1.0)))
     steps += [
         Resized(KEYS, (SIDE, SIDE), mode=("area", "nearest")),
         RandFlipd(KEYS, prob=0.5, spatial_axis=1),
@@ -172,10 +169,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         means = {arm: [float(by_seed[arm, seed]) for seed in seeds] for arm in ARMS}
         found.append({
             "set": name, "seeds": len(seeds), **{arm: round(float(np.mean(means[arm])), 4) for arm in ARMS},
-            **{
-                f"{arm}_minus_folder": [round(a - b, 4) for a, b in zip(means[arm], means["folder"], strict=True)]
-                for arm in ("loop", "kept")
-            },
+            "loop_minus_folder": [round(a - b, 4) for a, b in zip(means["loop"], means["folder"], strict=True)],
         })  # fmt: skip
     return found
 
@@ -200,9 +194,8 @@ def main() -> None:
                 if (path.name, seed, arm) in done:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    made, check = augmented(real, schema, Path(folder) / "set", given.synthetic)
-                    cache = Path(folder) / "cache"
-                    network = train(arm, real, made, check, cache, len(schema), given.iterations, seed)
+                    made, check = augmented(real, schema, Path(folder), given.synthetic)
+                    network = train(arm, real, made, check, len(schema), given.iterations, seed)
                 scores = dice(network, held.resized(SIDE))
                 rows.append({
                     "set": path.name, "seed": seed, "arm": arm, "real": len(real),
