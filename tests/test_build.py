@@ -67,7 +67,8 @@ class TestTensorRtRtx:
             assert (engine.batch, engine.state) == (1, "unverified")
             assert engine.report["not_run"]
             assert engine.report["layers"]["float16"]["convolution"] == 48  # every one of the denoiser
-            assert engine.report["layers"]["float32"] == {"convolution": 8}
+            # Those of the mask's and the context's encoders, and of the fibre prior.
+            assert engine.report["layers"]["float32"] == {"convolution": 8 if manifest.fibre_shape is None else 18}
             assert manifest.files[engine.file].size > 14e6  # holds its weights
         (half,) = [graph for graph in manifest.graphs if graph.precision == "fp16"]
         assert half.error["worst_psnr"] >= 40.0
@@ -77,11 +78,14 @@ class TestTensorRtRtx:
 
     def test_parser_and_manifest_agree_on_inputs_and_outputs(self, shipped: Path) -> None:
         built = tensorrt.build_engine(shipped / "graphs/steps-1.batch-1.onnx", runtime="tensorrt-rtx", device="sm86")
+        field = read_bundle(shipped).manifest.fibre_shape
+        fibres = {} if field is None else dict.fromkeys(("fibre", "fibre_used"), ("float32", (1, *field)))
         assert built.ports == {
             "mask": ("uint8", (1, 256, 256)),
             "context": ("uint8", (1, 256, 256)),
             "noise": ("float32", (1, 16, 64, 64)),
             "image": ("uint8", (1, 256, 256)),
+            **fibres,
         }
 
     def test_other_inputs_than_the_manifest_promises_are_refused(self, bundle: Bundle) -> None:
@@ -184,7 +188,9 @@ class TestOpenVino:
                 assert engine.state == "unverified"
                 assert "finds no device" in engine.report["not_run"]
         shapes = {port.any_name: tuple(port.shape) for port in openvino.Core().read_model(bundle.file(cpu.file)).inputs}
-        assert shapes == {"mask": (1, 256, 256), "context": (1, 256, 256), "noise": (1, 16, 64, 64)}
+        field = bundle.manifest.fibre_shape
+        fibre = {} if field is None else {"fibre": (1, *field)}
+        assert shapes == {"mask": (1, 256, 256), "context": (1, 256, 256), "noise": (1, 16, 64, 64), **fibre}
 
     def test_same_graph_same_bytes(self, bundle: Bundle, tmp_path: Path) -> None:
         files = []

@@ -17,6 +17,7 @@ import csg_edge
 from csg_edge.bundle.golden import read_case
 from csg_edge.bundle.manifest import read_bundle
 from csg_edge.cache import BlobCache
+from csg_edge.conditions.fibres import nothing_given
 from csg_edge.errors import (
     CancelledError,
     CsgEdgeError,
@@ -37,7 +38,8 @@ def feeds(shipped: Path) -> dict[str, Any]:
     bundle = read_bundle(shipped)
     mask, context, *_ = read_case(bundle, bundle.manifest.golden[0], 1)
     noise = np.random.default_rng(0).standard_normal((1, 16, 64, 64), dtype=np.float32)
-    return {"mask": mask[None], "context": context[None], "noise": noise}
+    fibre = {} if bundle.manifest.fibre_shape is None else {"fibre": nothing_given()[None]}
+    return {"mask": mask[None], "context": context[None], "noise": noise, **fibre}
 
 
 @pytest.fixture(scope="class")
@@ -77,16 +79,12 @@ class RuntimeContract:
     def open(self, path: Path, **options: Any) -> Runtime:
         return self.kind().open(path, **{"device": self.device, "precision": self.precision, **options})
 
-    def test_specs_are_those_of_the_one_graph(self, runtime: Runtime) -> None:
+    def test_specs_are_those_of_the_one_graph(self, runtime: Runtime, feeds: dict[str, Any]) -> None:
         inputs = {spec.name: (spec.dtype, spec.shape[1:]) for spec in runtime.inputs}
-        assert inputs == {
-            "mask": (np.dtype(np.uint8), (256, 256)),
-            "context": (np.dtype(np.uint8), (256, 256)),
-            "noise": (np.dtype(np.float32), (16, 64, 64)),
-        }
-        assert [(spec.name, spec.dtype, spec.shape[1:]) for spec in runtime.outputs] == [
-            ("image", np.dtype(np.uint8), (256, 256))
-        ]
+        assert inputs == {name: (value.dtype, value.shape[1:]) for name, value in feeds.items()}
+        outputs = {spec.name: (spec.dtype, spec.shape[1:]) for spec in runtime.outputs}
+        used = {"fibre_used": inputs["fibre"]} if "fibre" in inputs else {}
+        assert outputs == {"image": (np.dtype(np.uint8), (256, 256)), **used}
 
     def test_device_versions_and_precision_are_reported(self, runtime: Runtime) -> None:
         assert (runtime.device, runtime.effective_precision) == (self.device, self.precision)

