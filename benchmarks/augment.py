@@ -50,9 +50,9 @@ def bare_rate(generator: Generator) -> float:
     return BARE / (time.perf_counter() - begun)
 
 
-def augment_rate(generator: Generator, data: Path, plan: Plan, images: int, *, checked: bool, size: str) -> float:
+def augment_rate(generator: Generator, data: Path, plan: Plan, images: int, *, checked: bool) -> float:
     """Images a second of the first so many of a plan, made and written."""
-    options = Options(size=size, checked=checked, real=False)
+    options = Options(size="model", checked=checked, real=False)
     sources = open_sources(data, plan, generator, options)
     units: list[Unit] = []
     for unit in units_of(sources, counts(plan, sources.present(), sources.schema.names, real=False)):
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--images", type=int, default=400)
     given = parser.parse_args()
     rows = []
     with csg_edge.load("msk-256", streams="auto") as generator:
@@ -83,9 +83,7 @@ def main() -> None:
                     images = given.images // 6 if checked else given.images
                     ratios, bare = [], bare_rate(generator)
                     for _ in range(given.rounds):
-                        made = augment_rate(
-                            generator, data, replace(plan, multiply=5.0), images, checked=checked, size="model"
-                        )
+                        made = augment_rate(generator, data, replace(plan, multiply=5.0), images, checked=checked)
                         after = bare_rate(generator)
                         ratios.append(made / (0.5 * (bare + after)))
                         bare = after

@@ -190,12 +190,12 @@ def main() -> None:
         for path in given.data:
             whole, held = (read_set(path, schema, split=split, size=256) for split in ("train", "val"))
             real = choose_groups(whole, 0.1, seed=seed)
-            for arm in ARMS:
-                if (path.name, seed, arm) in done:
-                    continue
+            missing = [arm for arm in ARMS if (path.name, seed, arm) not in done]
+            if missing:
                 with tempfile.TemporaryDirectory() as folder:
                     made, check = augmented(real, schema, Path(folder), given.synthetic)
-                    network = train(arm, real, made, check, len(schema), given.iterations, seed)
+            for arm in missing:
+                network = train(arm, real, made, check, len(schema), given.iterations, seed)
                 scores = dice(network, held.resized(SIDE))
                 rows.append({
                     "set": path.name, "seed": seed, "arm": arm, "real": len(real),

@@ -108,6 +108,8 @@ class TestArrays:
         for check in (0.0, {}, {"tendon": 1.0}):
             same = CsgEdge(probability=1.0, check=check).make(image, mask, np.random.default_rng(1))
             np.testing.assert_array_equal(same[0], free[0])
+        with pytest.raises(InputError, match="nervus"):
+            CsgEdge(probability=1.0, check={"nervus": 0.5}).make(image, mask, np.random.default_rng(1))
         strict = CsgEdge(probability=1.0, check=1.0).make(image, mask, np.random.default_rng(1))
         np.testing.assert_array_equal(strict[0], image)
         np.testing.assert_array_equal(strict[1], mask)

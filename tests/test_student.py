@@ -16,6 +16,7 @@ from tiny_model import SIZE, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from csg_edge.cli.main import main
+from csg_edge.datasets.phantom import write_phantoms
 from csg_edge.errors import InputError, TrainingError
 from csg_edge.export.graph import FewStepGraph, export_graphs
 from csg_edge.export.weights import read_graph
@@ -421,14 +422,21 @@ class TestSegmentationConsistency:
         assert unknown(dark, mask) == 0.0
 
     def test_the_command_fits_the_segmenter_once(
-        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
         monkeypatch.setattr("csg_edge.training.segmentation_consistency.ITERATIONS", 1)
         monkeypatch.setattr(trajectories, "SHARD", 4)
         teacher.save(tmp_path / "teacher")
         shared = tmp_path / "trajectories"
         few = ["--trajectories", "4", "--trajectories-in", str(shared), "--iterations", "1", "--batch", "2"]
-        command = ["distill", str(tmp_path / "teacher"), "--data", str(phantom_set), *few, "--segmentation", "1"]
+        command = ["distill", str(tmp_path / "teacher"), *few, "--segmentation", "1"]
+        with pytest.raises(SystemExit) as refused:
+            main.main([*command, "--data", str(phantom_set), "--out", str(tmp_path / "few")], prog_name="csg-edge")
+        assert refused.value.code == 2 and "no set has 5 groups" in capsys.readouterr().err
+        write_phantoms(tmp_path / "set", count=60, seed=1)
+        shutil.rmtree(shared)
+        command += ["--data", str(tmp_path / "set")]
         for name in ("first", "second"):
             with pytest.raises(SystemExit) as done:
                 main.main([*command, "--out", str(tmp_path / name)], prog_name="csg-edge")

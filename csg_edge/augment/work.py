@@ -25,7 +25,7 @@ from csg_edge.augment.writers import SYNTHETIC, Writer, at_size
 from csg_edge.errors import InputError
 from csg_edge.generation.loading import load
 
-SIDE_BY_SIDE = 64  # images made side by side, of as many masks; what a kill costs at most, or those of one mask
+SIDE_BY_SIDE = 64  # images made side by side, or those of one mask; a kill costs twice as many at most
 
 Facts = dict[str, Any]
 

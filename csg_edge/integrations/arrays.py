@@ -23,7 +23,7 @@ from csg_edge.augment.plan import Appearance, Plan, draw_look
 from csg_edge.conditions.arrays import resize_image, resize_mask
 from csg_edge.conditions.fibres import given_field
 from csg_edge.conditions.files import list_images, read_context
-from csg_edge.conditions.masks import parse_spec, vary_by
+from csg_edge.conditions.masks import vary_by
 from csg_edge.errors import InputError
 from csg_edge.generation.generator import Generator
 from csg_edge.generation.loading import load
@@ -132,7 +132,7 @@ class CsgEdge:
         manifest = generator.bundle.manifest
         schema, size = manifest.schema, manifest.image_size
         if self.vary is not None:
-            labels = vary_by(labels, schema, parse_spec(self.vary, schema), seed=key)
+            labels = vary_by(labels, schema, self.vary, seed=key)
         field = None
         if self.direction is not None or manifest.fibre_shape is not None:
             field = given_field(labels, schema, direction=self.direction, vary=self.vary, seed=key)
@@ -150,25 +150,15 @@ class CsgEdge:
         if self._segmenter is None:
             self._segmenter = load_evaluators(SHIPPED, schema=schema)
         (score,) = dice_by_image(self._segmenter.segment(image[None]), labels[None])
-        least = self.check if isinstance(self.check, Mapping) else dict.fromkeys(schema.names, self.check or 0.0)
-        return all(value >= least.get(schema.names[index], 0.0) for index, value in score.items())
+        every = self.check if isinstance(self.check, Mapping) else dict.fromkeys(schema.names, self.check or 0.0)
+        least = {schema.index(name): value for name, value in every.items()}
+        return all(value >= least.get(index, 0.0) for index, value in score.items())
 
     def _kept(self, image: Image, mask: Image, variant: int) -> tuple[Image, Image]:
         """A variant from the cache, made if it is not there; seed and context follow from the pair and its number."""
         assert self._cache is not None
-        digest = hashlib.sha256(
-            repr(
-                (
-                    image.shape,
-                    variant,
-                    self.vary,
-                    self.direction,
-                    self.appearance,
-                    self.check,
-                    sorted(self._load.items()),
-                )
-            ).encode()
-        )
+        how = self.vary, self.direction, self.appearance, self.check, sorted(self._load.items())
+        digest = hashlib.sha256(repr((image.shape, variant, *how)).encode())
         for array in (image, mask):
             digest.update(np.ascontiguousarray(array).tobytes())
         path = self._cache / f"{digest.hexdigest()}.npz"

@@ -79,7 +79,7 @@ def fit_segmentation_consistency(
     """Train or resume the segmenter in `directory`, on the train groups of `data`; None when stopped early.
 
     batch: of the student, as Dice is taken over a batch. Raises TrainingError for a teacher with a learned autoencoder,
-    and as the reading of `data` does.
+    for sets of too few groups, and as the reading of `data` does.
     """
     if not isinstance(teacher.autoencoder, BlockDct):
         raise TrainingError("--segmentation: not for the latents of a learned autoencoder; leave it out")
@@ -88,20 +88,21 @@ def fit_segmentation_consistency(
     )
     sets = read_training_sets(data, teacher.schema, split="train", size=teacher.image_size)
     parts = [_held_back(item) for item in sets]
+    held = [item for _, item in parts if item is not None]
+    if not held:
+        raise TrainingError(f"--segmentation: no set has {HELD_BACK} groups, one of which is held back; leave it out")
     small = [kept.resized(teacher.image_size // HALVED) for kept, _ in parts]
     segmenter = fit_segmenter(small, len(teacher.schema), loop, directory)
     if segmenter is None:
         return None
     found = SegmentationConsistency(segmenter, torch.full((len(teacher.schema),), torch.nan))
-    held = [item for _, item in parts if item is not None]
-    if held:
-        source = BatchSource(held, [1.0] * len(held), batch=batch, dropout=0.0, seed=SEED, contexts=False)
-        with torch.no_grad():
-            measured = torch.stack([
-                found.dice(grey_levels(torch.from_numpy(drawn.image)), torch.from_numpy(drawn.mask))
-                for drawn in map(source.draw, range(MEASURED))
-            ])  # fmt: skip
-        found.levels.copy_(measured.nanmean(0))
+    source = BatchSource(held, [1.0] * len(held), batch=batch, dropout=0.0, seed=SEED, contexts=False)
+    with torch.no_grad():
+        measured = torch.stack([
+            found.dice(grey_levels(torch.from_numpy(drawn.image)), torch.from_numpy(drawn.mask))
+            for drawn in map(source.draw, range(MEASURED))
+        ])  # fmt: skip
+    found.levels.copy_(measured.nanmean(0))
     return found
 
 
