@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -294,36 +294,38 @@ class Killed:
         arguments = ["augment", str(source), "--out", str(out), "--multiply", "40", *QUICK]
         self.command = [sys.executable, "-c", code, *arguments, *options]
 
-    def until(self, seconds: float) -> bool:
-        """Kill it after so long; whether it had ended before."""
+    def until(self, reached: Callable[[], bool], *, later: float = 0.0) -> bool:
+        """Kill it so many seconds after something has been reached; whether it had ended well before."""
         process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            return process.wait(seconds) == 0
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            return False
+        while process.poll() is None and not reached():
+            time.sleep(0.002)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(later) == 0
+        process.kill()
+        process.wait()
+        return False
+
+
+def whole_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.png") if not path.name.startswith(".")]
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments(phantom_set: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole" / "out", tmp_path / "killed" / "out"  # the data card says the folder's name
-    begun = time.monotonic()
-    assert Killed(phantom_set, whole).until(600)
-    seconds = time.monotonic() - begun
-    begun = time.monotonic()
-    assert Killed(phantom_set, tmp_path / "nothing", "--dry-run").until(600)
-    start = time.monotonic() - begun
-    # From before the first image on, and each time a part of what is left.
-    moments, kills, seen = random.Random(0), 0, set()
-    for _ in range(20):
-        if Killed(phantom_set, killed).until(start + moments.uniform(-0.1, 0.15) * (seconds - start)):
+    assert Killed(phantom_set, whole).until(lambda: True, later=600)
+    # Twice before anything is there; then when the folder holds more than at the last kill, by a file or by many. What
+    # has been reached counts, not the time it took: so it is the same on a slow machine.
+    moments, kills, seen = random.Random(0), 0, {0}
+    for kill in range(20):
+        wanted = max(seen) + moments.choice((1, 1, 7, 30)) if kill >= 2 else 0
+        later = moments.uniform(0.0, 0.02) if kill >= 2 else moments.uniform(0.0, 1.0)
+        if Killed(phantom_set, killed).until(lambda least=wanted: len(whole_files(killed)) >= least, later=later):
             break
         kills += 1
-        whole_files = [path for path in killed.rglob("*.png") if not path.name.startswith(".")]
-        seen.add(len(whole_files))
-        assert all(read_context(path) is not None for path in whole_files)  # no half file
-    assert Killed(phantom_set, killed).until(600)
+        seen.add(len(whole_files(killed)))
+        assert all(read_context(path) is not None for path in whole_files(killed))  # no half file
+    assert Killed(phantom_set, killed).until(lambda: True, later=600)
     print(f"{kills} kills, with {sorted(seen)} files there")
     assert kills >= 5
     assert len(seen) >= 3
