@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 import csg_edge
 from csg_edge.generation.doctor import processor_name
@@ -115,7 +114,7 @@ def run(
     """One row of the table."""
     stored = len(list(folder.glob("shard-*.safetensors"))) * 32
     trajectories = Trajectories(folder, stored)
-    back = [trajectories.read(index) for index in range(stored - KEPT_BACK, stored)]
+    back = trajectories.read(range(stored - KEPT_BACK, stored))
     trajectories.count = min(row.pairs or stored, stored - KEPT_BACK)
     shape = replace(kernel_friendly(teacher.network.config, network=row.size), **row.network)
     student, deviation = start_student(
@@ -140,9 +139,9 @@ def run(
 
 
 @torch.no_grad()
-def against_teacher(student: CsgModel, back: list[tuple[Tensor, ...]], steps: int, precision: str) -> dict[str, float]:
+def against_teacher(student: CsgModel, back: Trajectory, steps: int, precision: str) -> dict[str, float]:
     """Root mean square distance to the teacher's clean latents, and power in the lowest and the highest bands."""
-    noise, clean, mask, context, _ = Trajectory.stack(back)
+    noise, clean, mask, context, _ = back
     made = []
     for part in range(0, len(noise), 16):
         rows = slice(part, part + 16)

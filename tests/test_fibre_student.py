@@ -21,6 +21,7 @@ from csg_edge.bundle.manifest import FORMAT, MANIFEST_NAME, read_bundle, read_ma
 from csg_edge.conditions.fibre_files import read_field, write_field
 from csg_edge.conditions.fibres import GIVEN, SHAPE, Wish, directions, field_of_image, field_of_mask, nothing_given
 from csg_edge.conditions.files import read_context, read_mask, write_png
+from csg_edge.datasets.augmentation import Bend
 from csg_edge.datasets.batches import BatchSource
 from csg_edge.datasets.labelled_set import LabelledSet
 from csg_edge.datasets.phantom import make_phantom
@@ -140,8 +141,8 @@ class TestBatches:
             ("a", "b", "c"), ("a", "b", "c"), name="three",
         )  # fmt: skip
         batch = BatchSource([data], [1.0], batch=128, dropout=0.1, seed=0, field_dropout=0.8).draw(0)
-        given = given_fields(batch, MSK_SCHEMA, [0, 0])
-        np.testing.assert_array_equal(given, given_fields(batch, MSK_SCHEMA, [0, 0]))
+        given = given_fields(batch.mask, batch.field, MSK_SCHEMA, [0, 0])
+        np.testing.assert_array_equal(given, given_fields(batch.mask, batch.field, MSK_SCHEMA, [0, 0]))
         whole, some = given[:, GIVEN].min(axis=(1, 2)) == 1, given[:, GIVEN].max(axis=(1, 2)) > 0
         assert 0.1 < whole.mean() < 0.35 and 0.1 < (some & ~whole).mean() < 0.45 and 0.35 < (~some).mean() < 0.7
 
@@ -153,7 +154,7 @@ class TestPrior:
         names = tuple(f"g{index}" for index in range(len(images)))
         source = BatchSource(
             [LabelledSet(images, masks, names, names, name="stripes")], [1.0], batch=16, dropout=0.0, seed=0,
-            own_contexts=0.0, geometry=lambda shape, _: _still(shape), field_dropout=0.0,
+            own_contexts=0.0, geometry=lambda _: Bend(np.zeros((2, 5, 5), np.float32)), field_dropout=0.0,
         )  # fmt: skip
         context = tiny_model("teacher", deviation=0.1, images=images).context_transform
         loop = LoopConfig(120, batch=16, learning_rate=3e-3, warmup=10, ema=0.95)
@@ -210,11 +211,6 @@ def _two_directions(count: int) -> tuple[np.ndarray, np.ndarray]:
         images.append(np.asarray(120 + 80 * np.where(inside, slanted, level), np.uint8))
         masks.append(np.where(inside, MUSCLE, 0).astype(np.uint8))
     return np.stack(images), np.stack(masks)
-
-
-def _still(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = np.indices(shape, dtype=np.float32)
-    return columns, rows
 
 
 class TestGraph:

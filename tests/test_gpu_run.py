@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,21 @@ def test_from_packed_sets_to_weights(tmp_path: Path) -> None:
     job.mkdir()
     pack_sets([tmp_path / "bones"], job / "sets.safetensors", size=256, splits=("train",), limit=60_000_000)
     tiny_model("teacher", deviation=0.05).save(job / "teacher")
+    with zipfile.ZipFile(tmp_path / "wheel.zip", "w") as wheel:  # what was brought along is found before what is there
+        wheel.writestr("onnxruntime_gpu_was_here.py", "")
+    whole = (tmp_path / "wheel.zip").read_bytes()
+    for number, part in enumerate((whole[:50], whole[50:])):
+        (job / f"onnxruntime-gpu.{number:02d}").write_bytes(part)
     run = ("run.py", job, "--out", out, "--work", work, "--minutes", 1.2, "--device", "cpu", "--tiny")
     done = command(*run)
     assert done.returncode == 0, done.stdout + done.stderr
     files = sorted(path.name for path in out.iterdir())
     assert files == ["log.txt", "losses.csv", "sheet.jpg", "weights.00"]
     assert sum(path.stat().st_size > 16 << 20 for path in out.iterdir()) == 0
+    log = (out / "log.txt").read_text()
+    assert '"target": "onnxruntime:CPU:fp32", "median_ms"' in log  # checks of the bundle go as they would on a GPU
+    assert " exit 1" not in log and " exit 2" not in log
+    assert (work / "onnxruntime-gpu" / "onnxruntime_gpu_was_here.py").exists()
     again = command(*run)  # everything is there: nothing is trained again
     assert again.returncode == 0, again.stdout + again.stderr
     assert "train --data" not in again.stdout

@@ -240,7 +240,8 @@ class TestConditions:
         config = TrajectoryConfig((phantom_set,), trajectories=16)
         make_trajectories(teacher, config, tmp_path, device=CPU, precision="fp32")
         stored = Trajectories(tmp_path, 16)
-        assert all((stored.read(index)[2] != NO_MASK).any() and stored.read(index)[3].any() for index in range(16))
+        rows = stored.read(range(16))
+        assert (rows.mask != NO_MASK).flatten(1).any(1).all() and rows.context.flatten(1).any(1).all()
 
     def test_the_order_of_channels_is_the_folders(self, copy: Path) -> None:
         teacher = load_teacher(copy)

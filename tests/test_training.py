@@ -272,18 +272,6 @@ class TestResume:
             make_trajectories(teacher, replace(config, guidance=2.0), tmp_path, device=CPU, precision="fp32")
 
 
-class TestProcesses:
-    def test_they_draw_the_same_batches(self, source: BatchSource, phantom_set: Path) -> None:
-        sets = read_training_sets([phantom_set], MSK_SCHEMA, split="train", size=SIZE)
-        forked = BatchSource(sets, [1.0], batch=4, dropout=0.3, seed=3)
-        forked.use_processes(2)
-        pairs = zip(source.stream(5, 17), forked.stream(5, 17), strict=True)
-        for count, ((index, expected), (other, found)) in enumerate(pairs):
-            assert index == other == 5 + count
-            for name in expected._fields:
-                assert np.array_equal(getattr(expected, name), getattr(found, name)), name
-
-
 class TestShares:
     def test_trajectories_are_drawn_by_them(
         self, teacher: CsgModel, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -107,19 +107,12 @@ def training_loop(device: str, precision: str, **given: Any) -> tuple[torch.devi
 @click.option("--batch", type=int, default=None, help="Images per iteration.  [default: 16]")
 @click.option("--learning-rate", type=float, default=None, help="Step size of the optimiser.  [default: 0.0004]")
 @compile_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that prepare batches; more where a GPU waits for them.",
-)
 @click.option("--sheet-every", type=int, default=None, help="Iterations between sample sheets.  [default: 500]")
 @click.option("--seed", type=SEED, default=None, help="The same seed gives the same run.  [default: 0]")
 @device_option
 @precision_option
 def train(
-    config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, compiled: bool, workers: int,
+    config: Path | None, out: Path, shares: tuple[str, ...], device: str, precision: str, compiled: bool,
     **given: Any,
 ) -> None:  # fmt: skip
     """Train a teacher; run the same command again to resume. Writes OUT/teacher.
@@ -141,7 +134,7 @@ def train(
         {**given, "shares": parse_shares(shares), "precision": chosen},
         precision=choose_precision("auto", where),
     )
-    finished = train_teacher(run.teacher, run.loop, out=out, device=where, compiled=compiled, workers=workers)
+    finished = train_teacher(run.teacher, run.loop, out=out, device=where, compiled=compiled)
     click.echo(f"teacher in {out / 'teacher'}" + ("" if finished else "; stopped early, run the same command to go on"))
 
 

@@ -41,15 +41,15 @@ Image = NDArray[np.uint8]
 Field = NDArray[np.float32]
 Floats = NDArray[np.float32]
 
-_BLUR = 1.0  # pixels: gradients are those of the image blurred by so much
-_SPECKLE = 0.42  # orientation of speckle alone; with it fascicles that experts drew (DL_Track) are met best
-_SHRINK = 4  # the tensor is averaged on a grid so much coarser than the image
-_NEIGHBOURHOOD = 12.0  # pixels, over which gradients are divided by their strength
-_AVERAGE = 4.0  # pixels: how far a cell's mean reaches into its neighbours
-_FLOOR = 4.0  # grey levels a pixel, squared: weaker gradients are noise of rounding and dark frames
+BLUR = 1.0  # pixels: gradients are those of the image blurred by so much
+SPECKLE = 0.42  # orientation of speckle alone; with it fascicles that experts drew (DL_Track) are met best
+SHRINK = 4  # the tensor is averaged on a grid so much coarser than the image
+NEIGHBOURHOOD = 12.0  # pixels, over which gradients are divided by their strength
+AVERAGE = 4.0  # pixels: how far a cell's mean reaches into its neighbours
+FLOOR = 4.0  # grey levels a pixel, squared: weaker gradients are noise of rounding and dark frames
 _ROUNDING = 1e-3  # by which a coherence may exceed 1
 _STREAM = 0x66696265  # keeps these draws apart from others made with the same seed
-_WEAK = 0.1  # of the usual strength of gradients: where they are weaker than that, direction counts less
+WEAK = 0.1  # of the usual strength of gradients: where they are weaker than that, direction counts less
 
 
 def field_of_image(image: Image) -> Field:
@@ -57,43 +57,43 @@ def field_of_image(image: Image) -> Field:
 
     The widths of its windows are those of a 256 x 256 image. Speckle is wider than tall, since a beam resolves less
     across than along, and by itself looks like level fibres; so a cell's tensor is taken for a mixture of fibres and of
-    such speckle, and the speckle is taken away (`_without_speckle`). Raises InputError for an image smaller than
+    such speckle, and the speckle is taken away (`speckle_share`). Raises InputError for an image smaller than
     64 x 64.
     """
     import cv2
 
     height, width = image.shape
-    if min(height, width) < SIDE * _SHRINK:
-        raise InputError(f"image of {width} x {height}: a fibre field needs {SIDE * _SHRINK} x {SIDE * _SHRINK}")
-    smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _BLUR)
+    if min(height, width) < SIDE * SHRINK:
+        raise InputError(f"image of {width} x {height}: a fibre field needs {SIDE * SHRINK} x {SIDE * SHRINK}")
+    smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), BLUR)
     # Scharr's derivatives are true to direction, which central differences are not.
     across = cv2.Scharr(smooth, cv2.CV_32F, 1, 0, scale=1 / 16)
     down = cv2.Scharr(smooth, cv2.CV_32F, 0, 1, scale=1 / 16)
     squares = np.stack([across * across, down * down, across * down], axis=2)
-    small = (width // _SHRINK, height // _SHRINK)
+    small = (width // SHRINK, height // SHRINK)
     mean = np.asarray(cv2.resize(squares, small, interpolation=cv2.INTER_AREA))
     strength = mean[..., 0] + mean[..., 1]
-    usual = cv2.GaussianBlur(strength, (0, 0), _NEIGHBOURHOOD / _SHRINK) + np.float32(_FLOOR)
+    usual = cv2.GaussianBlur(strength, (0, 0), NEIGHBOURHOOD / SHRINK) + np.float32(FLOOR)
     tensor = np.stack([strength, mean[..., 0] - mean[..., 1], 2 * mean[..., 2]], axis=2) / usual[..., None]
-    tensor = cv2.GaussianBlur(tensor, (0, 0), _AVERAGE / _SHRINK, borderType=cv2.BORDER_REFLECT)
+    tensor = cv2.GaussianBlur(tensor, (0, 0), AVERAGE / SHRINK, borderType=cv2.BORDER_REFLECT)
     cells = np.asarray(cv2.resize(tensor, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
     weight = np.maximum(cells[..., 0], np.float32(1e-6))
     # Fibres run across the gradient, and rows count downwards.
-    vector = _without_speckle(np.stack([-cells[..., 1] / weight, cells[..., 2] / weight]))
-    vector = vector * (weight / (weight + np.float32(_WEAK)))
+    vector = np.stack([-cells[..., 1] / weight, cells[..., 2] / weight])
+    vector[0] -= np.float32(SPECKLE) * speckle_share(vector)
+    vector = vector * (weight / (weight + np.float32(WEAK)))
     return np.concatenate([vector, np.ones_like(vector[:1])]).astype(np.float32)
 
 
-def _without_speckle(vector: Floats) -> Floats:
-    """Orientation vectors (2, ...) of a mixture -> coherence x (cos 2a, sin 2a) of the fibres in it.
+def speckle_share(vector: Any) -> Any:
+    """The share of speckle in the gradients of orientation vectors (2, ...), arrays or tensors.
 
-    A share c of the gradients is of fibres alone, all alike, the rest of speckle, whose own vector is (_SPECKLE, 0):
-    vector = c (cos 2a, sin 2a) + (1 - c) (_SPECKLE, 0), which is a quadratic equation for 1 - c.
+    A share c of the gradients is of fibres alone, all alike, the rest of speckle, whose own vector is (SPECKLE, 0):
+    vector = c (cos 2a, sin 2a) + (1 - c) (SPECKLE, 0), which is a quadratic equation for 1 - c.
     """
-    squared = np.minimum(np.square(vector).sum(axis=0), 1.0)
-    leading, half = 1.0 - _SPECKLE**2, 1.0 - _SPECKLE * vector[0]
-    rest = (half - np.sqrt(np.maximum(half * half - leading * (1.0 - squared), 0.0))) / leading
-    return np.stack([vector[0] - _SPECKLE * rest, vector[1]])
+    squared = (vector[0] * vector[0] + vector[1] * vector[1]).clip(max=1.0)
+    leading, half = 1.0 - SPECKLE**2, 1.0 - SPECKLE * vector[0]
+    return (half - (half * half - leading * (1.0 - squared)).clip(min=0.0) ** 0.5) / leading
 
 
 def directions(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,47 +39,81 @@ class Look:
         return (levels * 255.0 + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def draw_warp(shape: tuple[int, int], random: np.random.Generator, *, strength: float) -> Maps:
-    """Sampling maps of another geometry: flip, zoom, shift, tilt and a smooth elastic field.
+@dataclass(frozen=True)
+class Warp:
+    """Another geometry: flip, zoom, shift, tilt and a smooth elastic field; coordinates run from -0.5 to 0.5.
 
     Never upside down: depth has a meaning.
     """
-    x, y = _grid(shape)
-    if random.random() < 0.5:
-        x = -x
-    zoom = np.exp(random.uniform(-0.15, 0.05) * strength)
-    tilt = np.deg2rad(random.uniform(-4.0, 4.0)) * strength
-    shift_x, shift_y = random.uniform(-0.06, 0.06, 2) * strength
-    elastic = _elastic(shape, random, 0.006 * strength)
-    warped_x = zoom * (x * np.cos(tilt) - y * np.sin(tilt)) + shift_x + elastic[0]
-    warped_y = zoom * (x * np.sin(tilt) + y * np.cos(tilt)) + shift_y + elastic[1]
-    return _pixels(warped_x, warped_y)
+
+    flip: bool
+    zoom: float
+    tilt: float  # radians
+    shift: tuple[float, float]  # across, down
+    elastic: NDArray[np.float32]  # (2, 5, 5), across and down, coarse
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, *, strength: float) -> Warp:
+        flip = random.random() < 0.5
+        zoom = float(np.exp(random.uniform(-0.15, 0.05) * strength))
+        tilt = float(np.deg2rad(random.uniform(-4.0, 4.0)) * strength)
+        across, down = random.uniform(-0.06, 0.06, 2) * strength
+        return cls(flip, zoom, tilt, (float(across), float(down)), _elastic(random, 0.006 * strength))
+
+    def maps(self, shape: tuple[int, int]) -> Maps:
+        """Sampling maps for images (H, W)."""
+        x, y = _grid(shape)
+        if self.flip:
+            x = -x
+        cos, sin = math.cos(self.tilt), math.sin(self.tilt)
+        across, down = (_widen(field, shape) for field in self.elastic)
+        return _pixels(
+            self.zoom * (x * cos - y * sin) + self.shift[0] + across,
+            self.zoom * (x * sin + y * cos) + self.shift[1] + down,
+        )
 
 
-def draw_bend(shape: tuple[int, int], random: np.random.Generator) -> Maps:
-    """Sampling maps of a mild elastic field that vanishes at the borders.
+@dataclass(frozen=True)
+class Bend:
+    """A mild elastic field that vanishes at the borders, and a tilt of the rows, most at half depth.
 
     What is made should look like the images as they are: skin at the top, the scanner's dark frame at the sides. Zoomed
-    and shifted training images taught the network to leave both out.
+    and shifted training images taught the network to leave both out. Where rows are tilted, straight lines stay nearly
+    straight, columns stay where they are, skin and bottom as they are.
     """
-    x, y = _grid(shape)
-    inside = np.cos(np.pi * x) * np.cos(np.pi * y)
-    elastic = _elastic(shape, random, 0.01)
-    return _pixels(x + inside * elastic[0], y + inside * elastic[1])
 
+    elastic: NDArray[np.float32]  # (2, 5, 5), across and down, coarse
+    slope: float = 0.0  # tangent of the tilt
 
-def draw_tilt(shape: tuple[int, int], random: np.random.Generator) -> Maps:
-    """Sampling maps of `draw_bend`, and for every second image a tilt by up to TILT degrees, most at half depth.
+    @classmethod
+    def draw(cls, random: np.random.Generator) -> Bend:
+        """Without tilt."""
+        return cls(_elastic(random, 0.01))
 
-    Straight lines stay nearly straight, columns stay where they are, skin and bottom as they are. Fibres steeper than
-    15 degrees are rare in real sets, and a network that has not seen them makes them half as steep as it is asked to.
-    """
-    columns, rows = draw_bend(shape, random)
-    if random.random() < 0.5:
+    @classmethod
+    def draw_tilted(cls, random: np.random.Generator) -> Bend:
+        """Every second one tilted, by up to TILT degrees.
+
+        Fibres steeper than 15 degrees are rare in real sets, and a network that has not seen them makes them half as
+        steep as it is asked to.
+        """
+        bend = cls.draw(random)
+        if random.random() < 0.5:
+            return replace(bend, slope=math.tan(math.radians(random.uniform(-TILT, TILT))))
+        return bend
+
+    def maps(self, shape: tuple[int, int]) -> Maps:
+        """Sampling maps for images (H, W)."""
         x, y = _grid(shape)
-        slope = np.tan(np.deg2rad(random.uniform(-TILT, TILT)))
-        rows = rows + (slope * np.cos(np.pi * y) * x * shape[0]).astype(np.float32)
-    return columns, rows
+        inside = np.cos(np.pi * x) * np.cos(np.pi * y)
+        across, down = (_widen(field, shape) for field in self.elastic)
+        columns, rows = _pixels(x + inside * across, y + inside * down)
+        if self.slope:
+            rows = rows + (self.slope * np.cos(np.pi * y) * x * shape[0]).astype(np.float32)
+        return columns, rows
+
+
+Geometry = Warp | Bend
 
 
 def _grid(shape: tuple[int, int]) -> Maps:
@@ -85,13 +121,15 @@ def _grid(shape: tuple[int, int]) -> Maps:
     return (columns + 0.5) / shape[1] - 0.5, (rows + 0.5) / shape[0] - 0.5
 
 
-def _elastic(shape: tuple[int, int], random: np.random.Generator, strength: float) -> list[NDArray[np.float32]]:
-    coarse = random.normal(0.0, strength, (2, 5, 5)).astype(np.float32)
-    size = (shape[1], shape[0])
-    return [np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_CUBIC), np.float32) for field in coarse]
+def _elastic(random: np.random.Generator, strength: float) -> NDArray[np.float32]:
+    return random.normal(0.0, strength, (2, 5, 5)).astype(np.float32)
 
 
-def _pixels(x: NDArray[np.float32], y: NDArray[np.float32]) -> Maps:
+def _widen(field: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def _pixels(x: NDArray[Any], y: NDArray[Any]) -> Maps:
     height, width = x.shape
     return ((x + 0.5) * width - 0.5).astype(np.float32), ((y + 0.5) * height - 0.5).astype(np.float32)
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from csg_edge.conditions.masks import vary_by
-from csg_edge.datasets.augmentation import draw_warp
+from csg_edge.datasets.augmentation import Warp
 from csg_edge.datasets.batches import BatchSource
 from csg_edge.datasets.labelled_set import Image, LabelledSet
 from csg_edge.generation.generator import Generator
@@ -180,7 +180,7 @@ def train_segmenter(
     shares = [1.0] * len(sets)
     source = BatchSource(
         list(sets), shares, batch=config.batch, dropout=0.0, seed=seed, contexts=False,
-        geometry=partial(draw_warp, strength=1.0),
+        geometry=partial(Warp.draw, strength=1.0),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

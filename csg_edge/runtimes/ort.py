@@ -118,6 +118,8 @@ class OnnxRuntime(Runtime):
         options = _options(threads)
         chosen = [(provider.name, provider.options[precision])]
         session = None
+        if device in ("CUDA", "TensorRT"):
+            onnxruntime.preload_dlls()  # CUDA and cuDNN of torch or of NVIDIA's own packages, where the system has none
         try:
             if cache is not None and key:
                 session = _open_cached(cache, key, options, chosen) or _open_and_keep(cache, key, path, options, chosen)

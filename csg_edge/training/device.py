@@ -58,8 +58,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def seeded(*key: int) -> torch.Generator:
-    """A CPU generator for one iteration of one run: draws depend on the key alone, on any device."""
-    return torch.Generator().manual_seed(
+def seeded(*key: int, device: torch.device | None = None) -> torch.Generator:
+    """A generator for one iteration of one run, whose draws depend on the key alone: of the CPU, or of a device."""
+    return torch.Generator(device or "cpu").manual_seed(
         int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     )

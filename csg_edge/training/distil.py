@@ -29,7 +29,7 @@ from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.model import CsgModel
 from csg_edge.training.model_files import read_json
 from csg_edge.training.process import STUDENT_TIMESTEPS
-from csg_edge.training.trajectories import Trajectories, Trajectory
+from csg_edge.training.trajectories import Trajectories
 
 if TYPE_CHECKING:  # it needs the quality extra, which a student trained without it does not
     from csg_edge.training.feature_matching import MatchedFeatures
@@ -103,6 +103,7 @@ def distil(
     network = student.network.train()
     features = None if features is None else features.to(device)
     consistency = None if consistency is None else consistency.to(device)
+    trajectories.move(device)
     state = start_or_resume(network, loop, out)
     evaluate = torch.compile(network) if compiled else network
 
@@ -112,8 +113,7 @@ def distil(
         if features is not None:  # what images miss alike is another thing for nerves than for muscle
             kind = next(kind for kind in trajectories.kinds if chosen[0] in kind)
             chosen = random.choice(kind, size=loop.batch)
-        rows = [trajectories.read(int(index)) for index in chosen]
-        noise, clean, mask, context, field = (column.to(device) for column in Trajectory.stack(rows))
+        noise, clean, mask, context, field = (column.to(device) for column in trajectories.read(chosen))
         drawn = draw_places(student, random, loop.batch if features is None else 1)
         drawn *= loop.batch // len(drawn)  # a mean of features is that of one evaluation
         with autocast(device, loop.precision):

@@ -22,7 +22,8 @@ from csg_edge.errors import InputError
 from csg_edge.storage import folder_replaced, write_json
 from csg_edge.training.autoencoder import image_to_unit
 from csg_edge.training.autoencoders import load_autoencoder
-from csg_edge.training.device import Tensors, autocast, seeded, tensors
+from csg_edge.training.device import Tensors, autocast, seeded
+from csg_edge.training.device_batches import batches_on
 from csg_edge.training.diffusers_files import import_diffusers
 from csg_edge.training.learned_autoencoder import KlAutoencoder
 from csg_edge.training.loop import LoopConfig, fit_on_batches, start_or_resume
@@ -142,7 +143,8 @@ def local_log_power(unit: Tensor) -> Tensor:
 @torch.no_grad()
 def _normalise(network: Any, source: BatchSource, device: torch.device) -> None:
     """Write into the config the mean and scale by which latents of training images are about standard normal."""
-    images = (image_to_unit(tensors(source.draw(index), device).image) for index in range(STATISTICS_BATCHES))
+    batches = batches_on(device, source)
+    images = (image_to_unit(batches.draw(index).image) for index in range(STATISTICS_BATCHES))
     latents = torch.cat([network.encode(unit).latent_dist.mean.flatten().double() for unit in images])
     network.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1.0 / latents.std().item())
 

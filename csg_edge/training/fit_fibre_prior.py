@@ -22,7 +22,8 @@ from csg_edge.conditions import fibres
 from csg_edge.datasets.batches import BatchSource
 from csg_edge.progress import Progress
 from csg_edge.training.block_dct import BlockDct
-from csg_edge.training.device import Tensors, autocast, seeded, tensors
+from csg_edge.training.device import Tensors, autocast, seeded
+from csg_edge.training.device_batches import batches_on
 from csg_edge.training.fibre_prior import VECTOR, FibrePrior, FibrePriorConfig
 from csg_edge.training.loop import LoopConfig, fit, start_or_resume
 from csg_edge.training.networks import one_hot
@@ -144,10 +145,9 @@ def _examples(
     """Clean latents, class fractions and rows of the context, `count` of each, as half precision."""
     drawn = []
     progress = Progress("fibre fields", count)
-    for _, batch in source.stream(0, -(-count // source.batch_size)):
-        moved = tensors(batch, device)
-        clean = moved.field[:, :VECTOR] / prior.config.deviation
-        drawn.append([item.half() for item in (clean, *_conditions(prior, context, moved))])
+    for _, batch in batches_on(device, source).stream(0, -(-count // source.batch_size)):
+        clean = batch.field[:, :VECTOR] / prior.config.deviation
+        drawn.append([item.half() for item in (clean, *_conditions(prior, context, batch))])
         progress.advance(len(clean))
     return [torch.cat(column) for column in zip(*drawn, strict=True)]
 
@@ -159,8 +159,7 @@ def _pairs(
     """Noise, ends of the flow, and conditions; `count` of each."""
     rows = []
     progress = Progress("fibre pairs", count)
-    for index in range(-(-count // source.batch_size)):
-        batch = tensors(source.draw(index), device)
+    for index, batch in batches_on(device, source).stream(0, -(-count // source.batch_size)):
         conditions = _conditions(flow, context, batch)
         noise = torch.randn(batch.field[:, :VECTOR].shape, generator=seeded(seed, index)).to(device)
         rows.append((noise, integrate(flow, noise, *conditions), *conditions))

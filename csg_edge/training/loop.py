@@ -24,7 +24,8 @@ from csg_edge.errors import TrainingError
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.storage import written_whole
-from csg_edge.training.device import Tensors, tensors
+from csg_edge.training.device import Tensors
+from csg_edge.training.device_batches import batches_on
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
@@ -178,13 +179,13 @@ def fit_on_batches(
 
     Returns and raises as `fit` does.
     """
-    batches = source.stream(state.iteration, ENDLESS if config.minutes else config.iterations)
+    batches = batches_on(device, source).stream(state.iteration, ENDLESS if config.minutes else config.iterations)
 
     def of_batch(iteration: int) -> Tensor:
         index, batch = next(batches)
         if index != iteration:
             raise RuntimeError(f"batch {index} at iteration {iteration}")
-        return loss(iteration, tensors(batch, device))
+        return loss(iteration, batch)
 
     finished = fit(state, of_batch, config, directory=directory, label=label, after=after)
     state.network.load_state_dict(state.ema)
@@ -195,11 +196,12 @@ def fit_on_batches(
 def _average(state: TrainingState, decay: float) -> None:
     # A short memory at first: early weights would otherwise linger in a short run.
     decay = min(decay, (1.0 + state.iteration) / (10.0 + state.iteration))
-    for name, value in state.network.state_dict().items():
-        if value.is_floating_point():
-            state.ema[name].lerp_(value, 1.0 - decay)
-        else:  # a batch norm's counter
-            state.ema[name].copy_(value)
+    values = state.network.state_dict()
+    numbers = [name for name, value in values.items() if value.is_floating_point()]
+    # All at once: on a GPU some hundred small kernels would take longer than what they do.
+    torch._foreach_lerp_([state.ema[name] for name in numbers], [values[name] for name in numbers], 1.0 - decay)
+    for name in values.keys() - set(numbers):  # a batch norm's counter
+        state.ema[name].copy_(values[name])
 
 
 def save_checkpoint(path: Path, state: TrainingState, config: LoopConfig) -> None:

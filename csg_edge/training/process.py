@@ -44,14 +44,17 @@ def mix(clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
 
 
 def training_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) timesteps in 0..1: one half logit-normal (Esser et al., arXiv 2403.03206), one half uniform in 0.6..1.
+    """(count,) timesteps in 0..1, where the generator is.
+
+    One half are logit-normal (Esser et al., arXiv 2403.03206), one half uniform in 0.6..1.
 
     Where a structure lies is decided near pure noise, where the logit-normal alone hardly ever looks: trained with
     it, the first prediction ignored the mask after 1,000 iterations, while speckle was already right.
     """
-    middle = torch.sigmoid(torch.randn(count, generator=generator))
-    late = 0.6 + 0.4 * torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < 0.5, middle, late)
+    where = generator.device
+    middle = torch.sigmoid(torch.randn(count, generator=generator, device=where))
+    late = 0.6 + 0.4 * torch.rand(count, generator=generator, device=where)
+    return torch.where(torch.rand(count, generator=generator, device=where) < 0.5, middle, late)
 
 
 def teacher_timesteps(steps: int) -> tuple[float, ...]:

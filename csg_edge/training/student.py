@@ -21,7 +21,7 @@ from csg_edge.training.model import CsgModel
 from csg_edge.training.networks import Affine, CsgUNet, NetworkConfig
 from csg_edge.training.process import STUDENT_TIMESTEPS, mix
 from csg_edge.training.teachers import Teacher
-from csg_edge.training.trajectories import Trajectories, Trajectory
+from csg_edge.training.trajectories import Trajectories
 
 SAMPLE = 64  # trajectories that scales and statistics are taken from
 NETWORKS = ("full", "nano")
@@ -168,8 +168,7 @@ def freeze_norms(normalised: CsgUNet, frozen: CsgUNet, visit: Callable[[], None]
 @torch.no_grad()
 def _visit(student: CsgModel, trajectories: Trajectories, deviation: float, seed: int) -> None:
     """One batch as training meets them: half at pure noise, half at later steps."""
-    rows = [trajectories.read(index) for index in range(min(SAMPLE, trajectories.count))]
-    noise, clean, mask, context, field = Trajectory.stack(rows)
+    noise, clean, mask, context, field = trajectories.read(range(min(SAMPLE, trajectories.count)))
     timestep = torch.ones(len(noise))
     later = sorted({STUDENT_TIMESTEPS[steps][taken] for steps, taken in student.inner_places}, reverse=True)
     if later:

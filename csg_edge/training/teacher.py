@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csg_edge.conditions import fibres
-from csg_edge.datasets.augmentation import draw_bend, draw_tilt
+from csg_edge.datasets.augmentation import Bend
 from csg_edge.datasets.batches import BatchSource, read_training_sets, weights_of
 from csg_edge.datasets.card import card_markdown, data_card
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set, schema_of, splits_of
@@ -72,13 +72,11 @@ class TeacherConfig:
 
 
 def train(
-    config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.device, compiled: bool = False,
-    workers: int = 1,
+    config: TeacherConfig, loop: LoopConfig, *, out: Path, device: torch.device, compiled: bool = False
 ) -> bool:  # fmt: skip
     """Train or resume in `out`; writes `out/teacher` (EMA weights) at the end. Returns False when stopped early.
 
-    compiled: by torch.compile, which takes a minute or more to begin. workers: processes that prepare batches, where
-    one thread cannot keep up with the device; the batches are the same.
+    compiled: by torch.compile, which takes a minute or more to begin.
 
     Every `sheet_every` iterations `out/sheets` gets samples of the held-out split. Where the fibre field is a
     condition, the prior that draws it is trained afterwards, in `out/fibre_prior`. Raises TrainingError for shares of
@@ -93,10 +91,8 @@ def train(
     source = BatchSource(
         sets, weights, batch=loop.batch, dropout=config.dropout, seed=loop.seed,
         field_dropout=config.field_dropout if shape.fibres else None,
-        geometry=draw_tilt if shape.fibres else draw_bend,
+        geometry=Bend.draw_tilted if shape.fibres else Bend.draw,
     )  # fmt: skip
-    if workers > 1:
-        source.use_processes(workers)
     bands = earlier.context_transform.config if earlier else _bands(source, out / "autoencoder.json")
     autoencoder = learned or BlockDct(bands)
     transform = None if isinstance(autoencoder, BlockDct) else BlockDct(bands)
@@ -122,11 +118,11 @@ def train(
 
     def loss(iteration: int, batch: Tensors) -> Tensor:
         image, mask, context, field = batch
-        generator = seeded(loop.seed, iteration)
+        generator = seeded(loop.seed, iteration, device=device)
         with torch.no_grad():
             clean = model.autoencoder.encode(image)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        timestep = training_timesteps(len(clean), generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timestep = training_timesteps(len(clean), generator)
         with autocast(device, loop.precision):
             conditions = model.conditions(mask, context, field)
             velocity = evaluate(mix(clean, noise, timestep), network.embed_time(timestep), conditions)

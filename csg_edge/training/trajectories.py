@@ -22,18 +22,21 @@ from torch import Tensor
 from csg_edge.conditions import fibres
 from csg_edge.conditions.arrays import classes_in
 from csg_edge.conditions.fibres import Wish, field_of_mask
-from csg_edge.datasets.batches import Batch, BatchSource, read_training_sets, weights_of
+from csg_edge.datasets.batches import BatchSource, read_training_sets, weights_of
 from csg_edge.errors import TrainingError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.noise import MAX_SEED
 from csg_edge.progress import Progress
 from csg_edge.storage import write_json, written_whole
-from csg_edge.training.device import autocast, seeded, tensors
+from csg_edge.training.device import autocast, seeded
+from csg_edge.training.device_batches import batches_on
 from csg_edge.training.loop import stop_requested
 from csg_edge.training.model_files import read_json
 from csg_edge.training.teachers import Teacher
 
 SHARD = 32
+TOGETHER = 8  # shards made in one call on a GPU
+RESIDENT = 0.5  # of a GPU's free memory that trajectories may fill
 LEAST_OF_KIND = 64  # trajectories of masks with the same classes, to count as a kind
 DRAWN, WISHED = 0.5, 0.3  # shares of images whose fibre field the prior draws, or whose direction is asked for
 DROPOUT = 0.1  # of mask and of context, each, where the teacher knows what it means
@@ -82,45 +85,60 @@ def make_trajectories(
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()
     shards = [shard_path(directory, index) for index in range(-(-config.trajectories // SHARD))]
     todo = [index for index, path in enumerate(shards) if not path.exists()]
+    together = together_on(device)
+    batches = batches_on(device, source)
     progress = Progress("trajectories", config.trajectories, done=(len(shards) - len(todo)) * SHARD)
     begun = time.monotonic()
     with stop_requested() as stopped:
-        for index in todo:
-            late = seconds is not None and index != todo[0] and time.monotonic() - begun > seconds
+        for first in range(0, len(todo), together):
+            late = seconds is not None and first > 0 and time.monotonic() - begun > seconds
             if stopped() or late:
                 return False
-            batch = source.draw(index)
-            _, mask, context, _ = tensors(batch, device)
-            noise = torch.randn(teacher.latent_shape(SHARD), generator=seeded(config.seed, index))
-            noise = (
-                noise.bfloat16().float().to(device)
-            )  # as it will be stored: the student must start where the teacher did
-            given = torch.from_numpy(given_fields(batch, teacher.schema, [config.seed, index])).to(device)
+            indices = todo[first : first + together]
+            drawn = [batches.draw(index) for index in indices]
+            mask, context = (torch.cat([getattr(batch, name) for batch in drawn]) for name in ("mask", "context"))
+            noise = torch.cat([
+                torch.randn(teacher.latent_shape(SHARD), generator=seeded(config.seed, index)) for index in indices
+            ])  # fmt: skip
+            noise = noise.bfloat16().to(device).float()  # as stored: the student must start where the teacher did
+            fields = [
+                given_fields(batch.mask.cpu().numpy(), batch.field.cpu().numpy(), teacher.schema, [config.seed, index])
+                for index, batch in zip(indices, drawn, strict=True)
+            ]
+            given = torch.from_numpy(np.concatenate(fields)).to(device)
             with torch.no_grad(), autocast(device, precision):
                 field = teacher.used_field(mask, context, noise, given)
                 clean = teacher.integrate(mask, context, noise, guidance=config.guidance, field=field)
             if not torch.isfinite(clean).all():
                 raise TrainingError(
-                    f"trajectory shard {index}: not finite; lower --guidance or train the teacher longer"
+                    f"trajectory shard {indices[0]}: not finite; lower --guidance or train the teacher longer"
                 )
-            ends = {"noise": noise.to("cpu", torch.bfloat16), "clean": clean.to("cpu", torch.bfloat16).contiguous()}
+            made = {"noise": noise.bfloat16(), "clean": clean.bfloat16(), "mask": mask, "context": context}
             if field is not None:
-                ends["field"] = field.float().cpu().contiguous()
-            with written_whole(shards[index]) as aside:
-                save_file({**ends, "mask": mask.cpu(), "context": context.cpu()}, aside)
-            progress.advance(SHARD)
+                made["field"] = field.float()
+            for index, *parts in zip(indices, *(item.cpu().split(SHARD) for item in made.values()), strict=True):
+                with written_whole(shards[index]) as aside:
+                    save_file(dict(zip(made, (part.contiguous() for part in parts), strict=True)), aside)
+            progress.advance(SHARD * len(indices))
     return True
 
 
-def given_fields(batch: Batch, schema: LabelSchema, key: list[int]) -> NDArray[np.float32]:
+def together_on(device: torch.device) -> int:
+    """How many shards are made in one call."""
+    return TOGETHER if device.type == "cuda" else 1
+
+
+def given_fields(
+    masks: NDArray[np.uint8], fields: NDArray[np.float32], schema: LabelSchema, key: list[int]
+) -> NDArray[np.float32]:
     """What is given of the fibre fields of a batch (B, 3, 16, 16).
 
     Nothing for DRAWN of them, directions of a class for WISHED, as users ask for them, and for the rest, which have a
     field in the batch, that of the image whose mask it is.
     """
     random = np.random.default_rng(key)
-    given = batch.field.copy()
-    for mask, field in zip(batch.mask, given, strict=True):
+    given = fields.copy()
+    for mask, field in zip(masks, given, strict=True):
         classes = np.unique(mask)
         classes = classes[(classes != NO_MASK) & (classes > 0)]
         if field.any() or not len(classes) or random.random() >= WISHED / (DRAWN + WISHED):
@@ -167,16 +185,13 @@ class Trajectory(NamedTuple):
     context: Tensor
     field: Tensor
 
-    @classmethod
-    def stack(cls, rows: Sequence[Trajectory]) -> Trajectory:
-        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
 
 class Trajectories:
     """Random access to stored trajectories, read from disk as needed."""
 
     def __init__(self, directory: Path, count: int) -> None:
-        self.count = count
+        self.count, self._directory = count, directory
+        self._resident: dict[str, Tensor] | None = None
         try:
             self._files = [
                 safe_open(shard_path(directory, index), framework="pt") for index in range(-(-count // SHARD))
@@ -186,17 +201,41 @@ class Trajectories:
                 f"{directory}: unreadable trajectories ({error}); delete the folder and run again"
             ) from None
 
-    def read(self, index: int) -> Trajectory:
-        """One trajectory; its field is zeros if the teacher knows none."""
-        file, row = self._files[index // SHARD], index % SHARD
-        noise, clean, mask, context = (file.get_slice(name)[row] for name in ("noise", "clean", "mask", "context"))
-        field = file.get_slice("field")[row] if self.has_fields else torch.zeros(fibres.SHAPE)
-        return Trajectory(noise.float(), clean.float(), mask, context, field)
+    def read(self, indices: Sequence[int] | NDArray[np.intp]) -> Trajectory:
+        """Several trajectories, stacked; their fields are zeros if the teacher knows none."""
+        if self._resident is not None:
+            chosen = torch.as_tensor(indices, device=self._resident["noise"].device)
+            found = {name: item[chosen] for name, item in self._resident.items()}
+        else:
+            rows = [(self._files[index // SHARD], index % SHARD) for index in map(int, indices)]
+            found = {name: torch.stack([file.get_slice(name)[row] for file, row in rows]) for name in self._names}
+        field = found.get("field")
+        if field is None:
+            field = found["noise"].new_zeros((len(indices), *fibres.SHAPE), dtype=torch.float32)
+        return Trajectory(found["noise"].float(), found["clean"].float(), found["mask"], found["context"], field)
+
+    def move(self, device: torch.device) -> None:
+        """Keep all in the memory of a GPU, if they take no more than RESIDENT of what is free there."""
+        if device.type != "cuda":
+            return
+        size = sum(shard_path(self._directory, index).stat().st_size for index in range(len(self._files)))
+        if size <= RESIDENT * torch.cuda.mem_get_info(device)[0]:
+            self.keep(device)
+
+    def keep(self, device: torch.device) -> None:
+        """Read all of them into the memory of a device."""
+        self._resident = {
+            name: torch.cat([file.get_tensor(name).to(device) for file in self._files]) for name in self._names
+        }
 
     @property
     def has_fields(self) -> bool:
         """Whether the teacher knew fibre fields."""
-        return "field" in self._files[0].keys()  # noqa: SIM118 - not a dict
+        return "field" in self._names
+
+    @property
+    def _names(self) -> list[str]:
+        return list(self._files[0].keys())
 
     @cached_property
     def kinds(self) -> list[NDArray[np.intp]]:
@@ -215,8 +254,8 @@ class Trajectories:
 
         Raises TrainingError if all were dropped.
         """
-        rows = [self.read(index) for index in range(min(count, self.count))]
-        contexts = [row.context.numpy() for row in rows if row.context.any()]
+        first = self.read(range(min(count, self.count)))
+        contexts = [context for context in first.context.numpy() if context.any()]
         if not contexts:
             raise TrainingError("no trajectory has a context; give more --trajectories")
-        return torch.stack([row.clean for row in rows]), np.stack(contexts)
+        return first.clean, np.stack(contexts)

@@ -21,7 +21,9 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +49,10 @@ class Sizes:
     prior_iterations: int = 3000
     trajectories: int = 40_000  # at most; the clock ends it
     learning_rate: float = 4e-4
-    workers: int = max(1, len(os.sched_getaffinity(0)) - 2)
     image_size: int = 256
 
 
-TINY = Sizes(batch=2, student_batch=2, phantoms=24, prior_iterations=2, trajectories=32, workers=2, image_size=256)
+TINY = Sizes(batch=2, student_batch=2, phantoms=24, prior_iterations=2, trajectories=32, image_size=256)
 
 
 class Clock:
@@ -79,15 +80,21 @@ class Run:
         for folder in (self.out, self.work):
             folder.mkdir(parents=True, exist_ok=True)
         self.clock = Clock(arguments.minutes, self.work / "clock.json")
+        self.onnxruntime = self.work / "onnxruntime-gpu"  # a build with CUDA's provider, if one was brought along
         self.log = self.out / "log.txt"
 
     def do(self, *command: object) -> int:
         """Run `csg-edge COMMAND`; what it says goes to the log."""
+        return self.python("-m", "csg_edge", *command)
+
+    def python(self, *command: object) -> int:
+        """Run `python COMMAND`; what it says goes to the log."""
         text = [str(part) for part in command]
         self.say(f"== {' '.join(text)}")
+        path = os.pathsep.join([str(self.onnxruntime), *sys.path[1:]] if self.onnxruntime.exists() else sys.path[1:])
         with self.log.open("a") as log:
             code = subprocess.run(
-                [sys.executable, "-m", "csg_edge", *text], stdout=log, stderr=log, check=False
+                [sys.executable, *text], stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, check=False
             ).returncode
         self.say(f"== exit {code}, {self.clock.left:.0f} s left")
         return code
@@ -117,7 +124,7 @@ class Run:
         code = self.do(
             "train", *self.data(), *(part for share in SETS if self._has(share) for part in ("--share", share)),
             "--init", self.job / "teacher", "--fibres", "--out", self.work / "teacher", "--minutes", minutes,
-            "--batch", sizes.batch, "--learning-rate", sizes.learning_rate, "--workers", sizes.workers,
+            "--batch", sizes.batch, "--learning-rate", sizes.learning_rate,
             "--prior-iterations", sizes.prior_iterations, "--sheet-every", 0, *self.options(),
         )  # fmt: skip
         if code:
@@ -207,9 +214,19 @@ class Run:
         cv2.imwrite(str(self.out / "sheet.jpg"), contact_sheet(rows, teacher.schema))
 
     def checks(self) -> None:
-        """What only a GPU can say; nothing on a CPU."""
+        """What only a GPU can say of the student, as a model and as a bundle; on a CPU the bundle alone."""
+        student, bundle = self.work / "student/student", self.work / "bundle"
         if self.device == "cuda":
-            self.say(json.dumps(measure_cuda(self.work / "student/student"), indent=1))
+            self.say(json.dumps(measure_cuda(student), indent=1))
+        unpack_wheel(self.job, self.onnxruntime)
+        targets = ["CUDA:fp32", "CUDA:fp16"] if self.device == "cuda" else ["CPU:fp32"]
+        if not bundle.exists():
+            self.do("export", student, "--out", bundle, "--steps", 1)
+            wanted = [part for target in targets for part in ("--target", f"onnxruntime:{target}")]
+            self.do("build", bundle, *wanted, "--steps", 1)
+        self.do("verify", bundle)
+        for target in targets:
+            self.python(Path(__file__).with_name("latency.py"), bundle, f"onnxruntime:{target}")
 
     def write(self) -> None:
         """Weights in fp16 and in parts, and loss curves."""
@@ -290,6 +307,18 @@ def latency(form: Callable[..., object], given: tuple[object, ...], rounds: int 
     return statistics.median(taken[5:])
 
 
+def unpack_wheel(job: Path, folder: Path) -> None:
+    """Put together a wheel of onnxruntime-gpu that was brought along in parts, JOB/onnxruntime-gpu.00 and on."""
+    parts = sorted(job.glob("onnxruntime-gpu.[0-9][0-9]"))
+    if not parts or folder.exists():
+        return
+    with tempfile.TemporaryFile() as whole:
+        for part in parts:
+            whole.write(part.read_bytes())
+        with zipfile.ZipFile(whole) as wheel:
+            wheel.extractall(folder)
+
+
 def half_precision(folder: Path, out: Path) -> None:
     """A copy of a model folder with its weights in fp16."""
     import torch
@@ -318,7 +347,7 @@ def main() -> int:
         if not (arguments.job / name).exists():
             parser.error(f"{arguments.job / name}: not there; see --help for how the job folder is made")
     run = Run(arguments)
-    for stage in (run.phantom, run.teacher, run.trajectories, run.student, run.sheet, run.checks, run.write):
+    for stage in (run.phantom, run.teacher, run.trajectories, run.student, run.sheet, run.write, run.checks):
         stage()
     for path in sorted(run.out.iterdir()):
         print(f"{path.stat().st_size / 2**20:7.2f} MiB  {path.name}")
