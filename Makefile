@@ -5,6 +5,7 @@ DEV_ENV := .venv/dev
 BENCH_ENV := .venv/bench
 DOCS_ENV := .venv/docs
 PROVIDER_ENV := .venv/openvino-provider
+TRAINERS_ENV := .venv/trainers
 DEMO_OUT ?= demo
 BENCH_OUT ?= bench
 BENCH_MODE ?= full
@@ -15,13 +16,14 @@ NATIVE_CHECKS ?= abi address thread "valgrind 3" "fuzz 60" "load 50"
 openvino_dir = $$($(DEV_ENV)/bin/python -c 'import pathlib, openvino; print(pathlib.Path(openvino.__file__).parent / "cmake")')
 EXTRAS_PYTHONS ?= python3.11 python3.13
 
-.PHONY: help demo test test-slow test-openvino-provider native native-check fuzz lint docs wheel extras bundle validate bench bench-peers clean
+.PHONY: help demo test test-slow test-openvino-provider test-trainers native native-check fuzz lint docs wheel extras bundle validate bench bench-peers clean
 
 help:
 	@echo "make demo       images from the shipped bundle through OpenVINO (no torch), with a contact sheet"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow tests: training, distillation and export from end to end"
 	@echo "make test-openvino-provider  the runtime contract on ONNX Runtime's OpenVINO provider, in an environment of its own"
+	@echo "make test-trainers  what nnU-Net, TorchIO and Albumentations make of augmented sets, in an environment of their own"
 	@echo "make native     libcsg_edge, the C library: built, tested and packed (packages: runtimes/native/packages.txt)"
 	@echo "make native-check  its sanitizers, fuzzers, leaks, ABI and a root without Python (some ten minutes)"
 	@echo "make fuzz       mutated files for every reader, two minutes each (FUZZ_SECONDS)"
@@ -83,6 +85,17 @@ $(PROVIDER_ENV)/.ready: pyproject.toml
 test-openvino-provider: $(PROVIDER_ENV)/.ready
 	@echo "== the runtime contract on ONNX Runtime's OpenVINO provider"
 	@$(PROVIDER_ENV)/bin/python -m pytest tests/test_runtimes.py -k TestOnnxRuntimeOpenVino
+
+# What people train with; nothing here needs it, and it brings much along.
+$(TRAINERS_ENV)/.ready: pyproject.toml
+	@echo "== setting up $(TRAINERS_ENV): nnU-Net, TorchIO, Albumentations"
+	@$(PYTHON) -m venv $(TRAINERS_ENV)
+	@$(TRAINERS_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trainers]'
+	@touch $@
+
+test-trainers: $(TRAINERS_ENV)/.ready
+	@echo "== sets and transforms in nnU-Net, TorchIO, Albumentations"
+	@$(TRAINERS_ENV)/bin/python -m pytest -q tests/trainers
 
 test-slow: $(DEV_ENV)/.ready
 	@echo "== slow tests"

@@ -12,47 +12,18 @@ import numpy as np
 import pytest
 
 from csg_edge.augment.make import PREFIX
-from csg_edge.conditions import nifti
-from csg_edge.conditions.files import read_context, read_mask
 from csg_edge.datasets.labelled_set import open_set
 from csg_edge.datasets.layouts import FolderSet
 from csg_edge.labels import MSK_SCHEMA
 from tests.command import run
+from tests.nnunet_files import NUMBERS, SPACING, write_raw
 
 QUICK = ("--no-checks", "--size", "model")
-# Other numbers than the set's own, and an ignore label.
-NUMBERS = {"background": 0, "superficial_tissue": 1, "muscle": 2, "tendon": 3, "bone": 4, "ignore": 5}
-SPACING = (0.08, 0.12, 1.0)
 
 
 @pytest.fixture(scope="module", params=[".png", ".tif", ".nii.gz"])
 def raw(request: pytest.FixtureRequest, phantom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw data set of twelve images in six groups, without folds; classes that it lacks are ignored."""
-    ending = request.param
-    folder = tmp_path_factory.mktemp("raw") / "Dataset300_Phantom"
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
-    table = np.full(256, NUMBERS["ignore"], np.uint8)
-    for name, number in NUMBERS.items():
-        if name != "ignore":
-            table[MSK_SCHEMA.index(name)] = number
-    rows = []
-    for place, path in enumerate(sorted((phantom_set / "images").iterdir())):
-        image = read_context(path)[:200, :240]
-        mask = table[read_mask(phantom_set / "masks" / path.name, MSK_SCHEMA)][:200, :240]
-        for pixels, file in (
-            (image, folder / "imagesTr" / f"case{place:02d}_0000{ending}"),
-            (mask, folder / "labelsTr" / f"case{place:02d}{ending}"),
-        ):
-            if ending == ".nii.gz":
-                file.write_bytes(nifti.encode(np.ascontiguousarray(pixels), SPACING, packed=True))
-            else:
-                cv2.imwrite(str(file), pixels)
-        rows.append((f"case{place:02d}", f"patient{place // 2}"))
-    (folder / "groups.csv").write_text("name,group\n" + "".join(f"{name},{group}\n" for name, group in rows))
-    about = {"channel_names": {"0": "us"}, "labels": NUMBERS, "numTraining": 12, "file_ending": ending}
-    (folder / "dataset.json").write_text(json.dumps(about))
-    return folder
+    return write_raw(phantom_set, tmp_path_factory.mktemp("raw") / "Dataset300_Phantom", ending=request.param)
 
 
 def augment(raw: Path, out: Path, *arguments: object) -> Path:
