@@ -34,7 +34,7 @@ from csg_edge.machine import processor_name
 
 RECORD = Path(__file__).parent / "results" / "runtime.json"
 HINTS = {"bf16": "bf16", "fp32": "f32"}
-SHAPES = "mask[1,256,256],context[1,256,256],noise[1,16,64,64]"
+SHAPES = "mask[1,256,256],context[1,256,256],noise[1,16,64,64],fibre[1,3,16,16]"
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from csg_edge.bundle.manifest import find_bundle
+from csg_edge.conditions.fibres import nothing_given
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
 STUDENT = Path(__file__).parents[2] / "export" / "msk-256.student"
@@ -29,7 +30,13 @@ def bare_onnxruntime(*, bundle: str, steps: int, threads: int) -> Make:
     options.intra_op_num_threads = threads
     path = find_bundle(bundle) / "graphs" / f"steps-{steps}.batch-1.onnx"
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda mask, context, noise: session.run(None, {"mask": mask, "context": context, "noise": noise})[0]
+    names, fibre = {port.name for port in session.get_inputs()}, nothing_given()[None]
+
+    def make(mask: Any, context: Any, noise: Any) -> Any:
+        feeds = {"mask": mask, "context": context, "noise": noise, "fibre": fibre}
+        return session.run(["image"], {name: feeds[name] for name in names})[0]
+
+    return make
 
 
 def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -> Make:
@@ -44,9 +51,12 @@ def torch_student(*, steps: int, threads: int, precision: str, compiled: bool) -
     if compiled:
         module = torch.compile(module)
 
+    fibre = nothing_given()[None]
+
     def make(mask: Any, context: Any, noise: Any) -> Any:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return module(*(torch.from_numpy(array) for array in (mask, context, noise))).numpy()
+            image, _ = module(*(torch.from_numpy(array) for array in (mask, context, noise, fibre)))
+            return image.numpy()
 
     return make
 
@@ -64,16 +74,17 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
     model = CsgModel.load(STUDENT).eval()
     size, shape = model.image_size, model.latent_shape(1)
     pixels = torch.ones((1, size, size), dtype=torch.uint8)
+    start, fibre = torch.zeros(shape), nothing_given()[None]
     with torch.inference_mode():
-        like = model.conditions(pixels, pixels)
+        like, _ = model.conditions_of(pixels, pixels, start, torch.from_numpy(fibre))
 
     class Encode(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, mask: Any, context: Any) -> Any:
-            return tuple(flatten(self.model.conditions(mask, context)))
+        def forward(self, mask: Any, context: Any, noise: Any, given: Any) -> Any:
+            return tuple(flatten(self.model.conditions_of(mask, context, noise, given)[0]))
 
     class Denoise(torch.nn.Module):
         def __init__(self) -> None:
@@ -95,11 +106,10 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
     with torch.inference_mode():
         times = [model.network.embed_time(torch.full((1,), now)) for now in STUDENT_TIMESTEPS[steps][:-1]]
     embeddings = [time.numpy() for time in times]
-    latent = torch.zeros(shape)
     parts = [
-        (Encode(), (pixels, pixels)),
-        (Denoise(), (latent, times[0].clone(), *(item.clone() for item in flatten(like)))),
-        (Decode(), (latent,)),
+        (Encode(), (pixels, pixels, start, torch.from_numpy(fibre))),
+        (Denoise(), (start, times[0].clone(), *(item.clone() for item in flatten(like)))),
+        (Decode(), (start,)),
     ]
     encode, denoise, decode = (compile_part(module, example, precision, threads) for module, example in parts)
 
@@ -107,7 +117,7 @@ def step_loop(*, steps: int, threads: int, precision: str) -> Make:
         return list(request.infer(list(inputs), share_inputs=True, share_outputs=True).values())
 
     def make(mask: Any, context: Any, noise: Any) -> Any:
-        conditions = call(encode, mask, context)
+        conditions = call(encode, mask, context, noise, fibre)
         latent = noise
         for (now, then), embedding in zip(pairwise(STUDENT_TIMESTEPS[steps]), embeddings, strict=True):
             (velocity,) = call(denoise, latent, embedding, *conditions)

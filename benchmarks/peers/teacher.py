@@ -32,7 +32,8 @@ def diffusers_pipeline(*, evaluations: int, threads: int, precision: str) -> Mak
         @torch.inference_mode()
         def __call__(self, mask: Any, context: Any, noise: Any, num_inference_steps: int) -> Any:
             self.scheduler.set_timesteps(num_inference_steps)
-            velocity = self.model.velocity(self.model.conditions(mask, context))
+            field = self.model.used_field(mask, context, noise)
+            velocity = self.model.velocity(self.model.conditions(mask, context, field))
             latent = noise
             for timestep, sigma in zip(self.scheduler.timesteps, self.scheduler.sigmas, strict=False):
                 latent = self.scheduler.step(velocity(latent, float(sigma)), timestep, latent).prev_sample
