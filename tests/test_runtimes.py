@@ -243,6 +243,17 @@ class RuntimeContract:
             with pytest.raises(EngineError, match=r"closed.*open it again"):
                 call(feeds)
 
+    def test_closing_ends_what_nobody_waits_for(self, engine: Path, feeds: dict[str, Any]) -> None:
+        other = self.open(engine)
+        expected = other.run(feeds)["image"]
+        handles = [other.start(feeds) for _ in range(2)]
+        closing = threading.Thread(target=other.close, daemon=True)
+        closing.start()
+        closing.join(60)
+        assert not closing.is_alive()
+        for handle in handles:
+            np.testing.assert_array_equal(handle.wait()["image"], expected)
+
     def test_another_process_must_open_its_own(self, engine: Path, feeds: dict[str, Any]) -> None:
         with self.open(engine) as other:
             other._pid += 1  # as a forked child sees it
@@ -401,8 +412,9 @@ class TestTensorRtRtxOnStandIn(RuntimeContract):
         with self.open(engine) as runtime:
             inputs, _ = runtime.allocate()
             handles = [runtime.start(feeds) for _ in range(3)]
-            assert len(self.driver.memory) == held + 3 * 4  # a lane each, of four tensors
-            assert len(self.driver.pinned) == pinned + 4
+            tensors = len(runtime.inputs) + len(runtime.outputs)
+            assert len(self.driver.memory) == held + 3 * tensors  # a lane each
+            assert len(self.driver.pinned) == pinned + tensors
             for handle in handles:
                 handle.wait()
         del inputs, _, handles, handle

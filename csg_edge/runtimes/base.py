@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -103,6 +104,12 @@ class Handle:
         """Stop it if it is still running; `wait` then raises CancelledError. After the end this does nothing."""
         self._call.cancel()
 
+    def end(self) -> None:
+        """Wait until it has ended, however it ends: `wait` has the results, or raises the error."""
+        with suppress(EngineError):
+            self._call.finished(None)
+        self._leave()
+
     def _leave(self) -> None:
         with self._lock:
             left, self._open = self._open, False
@@ -132,6 +139,7 @@ class Runtime(ABC):
         self._pid = os.getpid()
         self._under_way = 0
         self._idle = threading.Condition()
+        self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._closed = False
 
     @classmethod
@@ -224,7 +232,10 @@ class Runtime(ABC):
         except BaseException:
             self._left()
             raise
-        return Handle(self, call, results)
+        handle = Handle(self, call, results)
+        with self._idle:
+            self._handles.add(handle)
+        return handle
 
     def allocate(self, batch: int = 1) -> tuple[Results, Results]:
         """Input and output arrays, by name, that this runtime reads and writes without a staging copy.
@@ -240,12 +251,17 @@ class Runtime(ABC):
         return np.zeros(shape, dtype)
 
     def close(self) -> None:
-        """Release the engine after what is under way has ended; closing twice is fine."""
+        """Release the engine after what is under way has ended, whose results stay; closing twice is fine."""
         with self._idle:
             if self._closed:
                 return
             self._closed = True
-            self._idle.wait_for(lambda: self._under_way == 0)
+            handles = list(self._handles)
+        if self._pid == os.getpid():  # a call of another process does not end here
+            for handle in handles:  # perhaps nobody waits for one, as where an error leaves a `with`
+                handle.end()
+            with self._idle:
+                self._idle.wait_for(lambda: self._under_way == 0)
         self._close()
 
     def __enter__(self) -> Self:

@@ -147,7 +147,8 @@ class FibrePrior(nn.Module):
         across, down = context[:, 1:2] * self.config.band_ratio, context[:, self.config.block : self.config.block + 1]
         products = torch.cat([down * down - across * across, 2.0 * across * down, across * across + down * down], dim=1)
         tensor = products.mean(dim=3, keepdim=True)
-        tensor = F.avg_pool2d(tensor, (context.shape[2] // fibres.SIDE, 1))
+        # A trace makes tensors of sizes, and a window of pooling must not be one.
+        tensor = F.avg_pool2d(tensor, (int(context.shape[2]) // fibres.SIDE, 1))
         strength = tensor[:, VECTOR:] + LEAST_GRADIENT
         vector = tensor[:, :VECTOR] / strength
         return torch.cat([vector, vector.square().sum(dim=1, keepdim=True), strength / (1.0 + strength)], dim=1)
