@@ -99,6 +99,6 @@ def test_precision_in_force_is_read_back(bundle_copy: Path) -> None:
 def test_the_command_for_people_and_programs(bundle_copy: Path) -> None:
     result = CliRunner().invoke(main, ["info", str(bundle_copy), "--graph"])
     assert result.exit_code == 0
-    assert "graphs/steps-1.batch-1.onnx: 8.38 M parameters, 3.73 GMAC" in result.stdout
+    assert "graphs/steps-1.batch-1.onnx: 8.65 M parameters, 3.77 GMAC" in result.stdout
     report = json.loads(CliRunner().invoke(main, ["info", str(bundle_copy), "--graph", "--json"]).stdout)
     assert report["graphs"][0]["stages"].keys() == {"context", "step_1", "decode"}
