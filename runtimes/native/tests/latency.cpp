@@ -68,6 +68,10 @@ int main(int count, char** arguments) {
   std::copy(mask.begin(), mask.end(), request.get_tensor("mask").data<uint8_t>());
   std::copy(context.begin(), context.end(), request.get_tensor("context").data<uint8_t>());
   std::copy(noise.begin(), noise.end(), request.get_tensor("noise").data<float>());
+  if (shapes.count("fibre") != 0) {  // nothing given, as in the job
+    ov::Tensor fibre = request.get_tensor("fibre");
+    std::fill_n(fibre.data<float>(), fibre.get_size(), 0.0F);
+  }
 
   csg_edge_job given = job;
   given.noise = noise.data();
