@@ -4,9 +4,10 @@
         --data ../shared/data/dltrack_aponeurosis --out benchmarks/results/training_loop.json
 
 For each set and seed a tenth of the training groups is drawn. All arms have the same network, iterations, classical
-augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop. Dice on the
-validation groups. Needs the dev extra and pytorch-ignite, which MONAI's engines run on. Trainings that `--out` has are
-not repeated.
+augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop. Each repeat
+trains anew on the same groups, with other images, another order and another network to begin with: what is left
+between arms after that is not chance alone. Dice on the validation groups. Needs the dev extra and pytorch-ignite,
+which MONAI's engines run on. Trainings that `--out` has are not repeated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import csv
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from monai.transforms import (
     Resized,
     ToTensord,
 )  # fmt: skip
+from scipy import stats
 from torch.utils.data import WeightedRandomSampler
 
 from csg_edge.bundle.manifest import find_bundle, read_bundle
@@ -71,22 +74,15 @@ def write_set(data: LabelledSet, schema: LabelSchema, folder: Path) -> Path:
 
 
 def augmented(
-    data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int
+    data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int, seed: int
 ) -> tuple[LabelledSet, dict[str, float]]:
     """What `csg-edge augment` makes of a set, some `wanted` images, and the least Dice that it asks for by class."""
     source, out = write_set(data, schema, folder / "source"), folder / "out"
     factor = 1 + wanted / len(data)
     command = [
-        "augment",
-        str(source),
-        "--out",
-        str(out),
-        "--multiply",
-        f"{factor:.2f}",
-        "--size",
-        "model",
-        "--only-synthetic",
-    ]
+        "augment", str(source), "--out", str(out), "--multiply", f"{factor:.2f}", "--seed", str(seed), "--size",
+        "model", "--only-synthetic",
+    ]  # fmt: skip
     done = CliRunner().invoke(csg_edge, command)
     if done.exit_code:
         raise InputError(done.output)
@@ -159,17 +155,23 @@ def dice(network: Any, data: LabelledSet) -> list[float]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean Dice of each arm, and of the differences between arms over seeds and images."""
+    """Mean Dice of each arm; from the folder to the loop with a 95 % interval (t) over seeds and repeats."""
     found = []
     for name in dict.fromkeys(row["set"] for row in rows):
-        by_seed = {(row["arm"], row["seed"]): np.mean(row["dice"]) for row in rows if row["set"] == name}
-        seeds = sorted({seed for arm, seed in by_seed if all((other, seed) in by_seed for other in ARMS)})
-        if not seeds:
+        means = {(row["arm"], row["seed"], row["repeat"]): float(np.mean(row["dice"])) for row in rows
+                 if row["set"] == name}  # fmt: skip
+        runs = sorted({key[1:] for key in means if all((arm, *key[1:]) in means for arm in ("folder", "loop"))})
+        if len(runs) < 2:  # no interval
             continue
-        means = {arm: [float(by_seed[arm, seed]) for seed in seeds] for arm in ARMS}
+        gain = np.array([means["loop", *run] - means["folder", *run] for run in runs])
+        half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
         found.append({
-            "set": name, "seeds": len(seeds), **{arm: round(float(np.mean(means[arm])), 4) for arm in ARMS},
-            "loop_minus_folder": [round(a - b, 4) for a, b in zip(means["loop"], means["folder"], strict=True)],
+            "set": name, "trainings": len(runs),
+            **{arm: round(float(np.mean([value for key, value in means.items() if key[0] == arm])), 4) for arm in ARMS
+               if any(key[0] == arm for key in means)},
+            "loop_minus_folder": [round(float(value), 4) for value in gain],
+            "mean_and_interval": [round(float(value), 4) for value in (gain.mean(), gain.mean() - half,
+                                                                       gain.mean() + half)],
         })  # fmt: skip
     return found
 
@@ -181,31 +183,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--synthetic", type=int, default=300)
     given = parser.parse_args()
     schema = read_bundle(find_bundle("msk-256")).manifest.schema
     rows = json.loads(given.out.read_text())["trainings"] if given.out.is_file() else []
-    done = {(row["set"], row["seed"], row["arm"]) for row in rows}
-    for seed in range(given.seeds):
-        for path in given.data:
-            whole, held = (read_set(path, schema, split=split, size=256) for split in ("train", "val"))
-            real = choose_groups(whole, 0.1, seed=seed)
-            missing = [arm for arm in ARMS if (path.name, seed, arm) not in done]
-            if missing:
-                with tempfile.TemporaryDirectory() as folder:
-                    made, check = augmented(real, schema, Path(folder), given.synthetic)
-            for arm in missing:
-                network = train(arm, real, made, check, len(schema), given.iterations, seed)
-                scores = dice(network, held.resized(SIDE))
-                rows.append({
-                    "set": path.name, "seed": seed, "arm": arm, "real": len(real),
-                    "synthetic": len(made) if arm == "folder" else None, "dice": [round(value, 4) for value in scores],
-                })  # fmt: skip
-                print(path.name, seed, arm, len(real), rows[-1]["synthetic"], f"{np.mean(scores):.3f}", flush=True)
-                write_json(given.out, {
-                    "machine": processor_name(), "iterations": given.iterations, "batch": BATCH, "side": SIDE,
-                    "summary": summary(rows), "trainings": rows,
-                })  # fmt: skip
+    done = {(row["set"], row["seed"], row["repeat"], row["arm"]) for row in rows}
+    for repeat, seed, path in product(range(given.repeats), range(given.seeds), given.data):
+        missing = [arm for arm in ARMS if (path.name, seed, repeat, arm) not in done]
+        if not missing:
+            continue
+        whole, held = (read_set(path, schema, split=split, size=256) for split in ("train", "val"))
+        real = choose_groups(whole, 0.1, seed=seed)
+        with tempfile.TemporaryDirectory() as folder:
+            made, check = augmented(real, schema, Path(folder), given.synthetic, repeat)
+        for arm in missing:
+            network = train(arm, real, made, check, len(schema), given.iterations, seed + 1000 * repeat)
+            scores = dice(network, held.resized(SIDE))
+            rows.append({
+                "set": path.name, "seed": seed, "repeat": repeat, "arm": arm, "real": len(real),
+                "synthetic": len(made) if arm == "folder" else None, "dice": [round(value, 4) for value in scores],
+            })  # fmt: skip
+            print(path.name, seed, repeat, arm, len(real), rows[-1]["synthetic"], f"{np.mean(scores):.3f}", flush=True)
+            write_json(given.out, {
+                "machine": processor_name(), "iterations": given.iterations, "batch": BATCH, "side": SIDE,
+                "summary": summary(rows), "trainings": rows,
+            })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from csg_edge.errors import InputError
 
 MAX_SEED = 2**64 - 1
-PIECE = 4096  # uniforms at a time; a multiple of the four that one counter yields
 
 
 def check_seed(seed: int) -> int:
@@ -37,35 +36,26 @@ def noise_for(seed: int, shape: Sequence[int], *, out: NDArray[np.float32] | Non
     out = np.empty(tuple(shape), dtype=np.float32) if out is None else out
     values = out.reshape(-1)
     half = (values.size + 1) // 2
-    stream = np.random.Philox(counter=0, key=key)
-    radius = np.empty(half)
-    # Piece by piece, so that intermediate arrays stay in the processor's cache: half the time of doing it at once.
-    for start in range(0, half, PIECE):
-        stop = min(start + PIECE, half)
-        uniform = _uniforms(stream, stop - start)
-        np.log(uniform, out=uniform)
-        uniform *= -2.0
-        np.sqrt(uniform, out=radius[start:stop])
-    for start in range(0, half, PIECE):
-        stop = min(start + PIECE, half)
-        # Sine and cosine from the tangent of the half angle: NumPy has a vector tangent but no vector sine in float64.
-        # After rounding to float32 none of 4 million values differed, in a sixth of the time.
-        tangent = _uniforms(stream, stop - start)
-        tangent *= np.pi
-        np.tan(tangent, out=tangent)
-        square = tangent * tangent
-        scale = radius[start:stop] / (1.0 + square)
-        values[start:stop] = scale * (1.0 - square)
-        tangent *= 2.0 * scale
-        end = min(half + stop, values.size)  # an odd count leaves the last value out
-        values[half + start : end] = tangent[: end - half - start]
+    stream = np.random.Generator(np.random.Philox(counter=0, key=key))
+    radius = _uniforms(stream, half)
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    # Sine and cosine from the tangent of the half angle: NumPy has a vector tangent but no vector sine in float64.
+    # After rounding to float32 none of 4 million values differed, in a sixth of the time.
+    tangent = _uniforms(stream, half)
+    tangent *= np.pi
+    np.tan(tangent, out=tangent)
+    square = tangent * tangent
+    radius /= 1.0 + square
+    values[:half] = radius * (1.0 - square)
+    tangent *= 2.0 * radius
+    values[half:] = tangent[: values.size - half]  # an odd count leaves the last value out
     return out
 
 
-def _uniforms(stream: np.random.Philox, count: int) -> NDArray[np.float64]:
-    words = stream.random_raw(count)
-    words >>= np.uint64(11)
-    uniform: NDArray[np.float64] = words.astype(np.float64)
-    uniform += 0.5
-    uniform *= 2.0**-53
-    return uniform
+def _uniforms(stream: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """The next uniforms: (w >> 11) / 2^53 of each word, and half a step; a power of two changes no rounding."""
+    uniforms = stream.random(count)
+    uniforms += 2.0**-54
+    return uniforms

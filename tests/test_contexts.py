@@ -58,7 +58,7 @@ class TestStyle:
 
         look, geometry = sample_appearance(1), sample_geometry(1)
         image = render_image(geometry, look, seed=1, size=256)
-        source = mask_moves.deformed(image.shape, 0.02, np.random.default_rng(0))
+        source = mask_moves.deformed(0.02, np.random.default_rng(0)).source(image.shape)
         bent = cv2.remap(image, *source, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         changed = {
             "gain": lambda: render_image(geometry, replace(look, gain_db=look.gain_db + 8), seed=1),

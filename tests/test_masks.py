@@ -132,16 +132,40 @@ def test_the_mask_given_is_left_alone() -> None:
 def test_pixels_without_a_mask_stay() -> None:
     mask = phantom("muscle", 2)
     mask[:, :20] = NO_MASK
-    varied = vary_by(mask, MSK_SCHEMA, "deform:1,tilt:+5deg", seed=0)
+    varied = vary_by(mask, MSK_SCHEMA, "thickness:30%,insert:vessel", seed=0)
     np.testing.assert_array_equal(varied == NO_MASK, mask == NO_MASK)
+    assert (varied != mask).any()
     nothing = np.full((64, 64), NO_MASK, np.uint8)
     np.testing.assert_array_equal(vary_by(nothing, MSK_SCHEMA, "deform", seed=0), nothing)
+
+
+def test_the_one_shape_that_is_labelled_moves() -> None:
+    """In sets where all else is 255, as where only the artery is drawn, masks would not vary otherwise."""
+    mask = np.full((128, 128), NO_MASK, np.uint8)
+    rows, columns = np.indices(mask.shape)
+    mask[np.hypot(rows - 60, columns - 50) < 12] = VESSEL
+    varied = vary_by(mask, MSK_SCHEMA, "shift:x=+12.5%,shift:depth=-6.25%", seed=0)
+    np.testing.assert_array_equal(varied[:-8, 16:], mask[8:, :-16])
+    bent = [vary_by(mask, MSK_SCHEMA, "deform:0.5,tilt:3deg", seed=seed) for seed in range(4)]
+    for one in bent:
+        assert set(np.unique(one)) == {VESSEL, NO_MASK}
+        assert sizes(one, VESSEL)[0] == pytest.approx(sizes(mask, VESSEL)[0], rel=0.5)
+        assert (one != mask).mean() > 0.002
+    (bend,) = parse_spec("deform:1", MSK_SCHEMA)
+    assert flaws(mask, vary_by(mask, MSK_SCHEMA, "deform:1", seed=3), MSK_SCHEMA, variation=bend) == []
+
+
+def test_moves_of_everything_are_made_in_one_go() -> None:
+    """A move and its opposite leave no trace of resampling."""
+    mask = phantom("muscle", 3)
+    varied = vary_by(mask, MSK_SCHEMA, "shift:x=+6.25%,tilt:+8deg,tilt:-8deg,shift:x=-6.25%", seed=0)
+    np.testing.assert_array_equal(varied, mask)
 
 
 class TestMoves:
     @pytest.mark.parametrize("seed", range(20))
     def test_a_bend_folds_nothing(self, seed: int) -> None:
-        source = mask_moves.deformed((128, 160), 0.06, np.random.default_rng(seed))
+        source = mask_moves.deformed(0.06, np.random.default_rng(seed)).source((128, 160))
         assert mask_moves.smallest_jacobian(source) > 0.2
         columns, _ = mask_moves.grid((128, 160))
         moved = np.sqrt(np.mean(((source[0] - columns) / 160) ** 2))

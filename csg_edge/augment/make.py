@@ -1,13 +1,13 @@
 """Making the images of a plan: drawn, generated, checked, and drawn again where a check says no.
 
-The work goes by masks: all images of one mask are made together, so that twins among them are found and no other
+The work goes by masks: the images of one mask are judged together, so that twins among them are found and no other
 mask's images play a part. The same plan and set give the same bytes in any order and by any number of workers.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from csg_edge.augment.plan import Draw, Look, Plan, draw
 from csg_edge.augment.sources import Context, Sources
-from csg_edge.conditions.arrays import image_digest
+from csg_edge.conditions.arrays import classes_in, image_digest
 from csg_edge.conditions.fibres import Field, given_field
 from csg_edge.conditions.masks import vary_by
 from csg_edge.datasets import augmentation
@@ -103,6 +103,75 @@ def units_of(sources: Sources, numbers: NDArray[np.int64]) -> list[Unit]:
     ]
 
 
+class _Making:
+    """A unit on its way. kept: images by their repetition; left: those of this attempt that are not settled."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit, self.attempt, self.left = unit, 0, unit.count
+        self.kept: dict[int, Made] = {}
+        self.tried: dict[str, int] = {}
+        self.faults: dict[str, int] = {}
+        self.failed: list[int] = []
+
+    def outcome(self) -> Outcome:
+        missing = [row for row in range(self.unit.count) if row not in self.kept]
+        return Outcome(
+            self.unit, tuple(self.kept[row] for row in sorted(self.kept)), self.tried, self.faults,
+            tuple(name_of(self.unit, row) for row in missing),
+        )  # fmt: skip
+
+
+class _Line:
+    """Images in the order in which they are made: those to be drawn again first, then those of the next unit."""
+
+    def __init__(self, units: Iterable[Unit], attempts: int) -> None:
+        self._units, self._attempts, self._begun = iter(units), attempts, False
+        self._again: deque[tuple[_Making, int]] = deque()
+        self._ended: deque[Outcome] = deque()
+
+    def has_more(self) -> bool:
+        """Whether `rows` may give any."""
+        return not self._begun or bool(self._again)
+
+    def rows(self) -> Iterator[tuple[_Making, int]]:
+        """Each image by its unit and repetition, until there is none but those that are under way."""
+        self._begun = True
+        while True:
+            while self._again:
+                yield self._again.popleft()
+            unit = next(self._units, None)
+            if unit is None:
+                return
+            making = _Making(unit)
+            for repetition in range(unit.count):
+                yield making, repetition
+
+    def settle(
+        self, making: _Making, repetition: int, *, made: Made | None = None, faults: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        """Keep an image, or note why not."""
+        if made is not None:
+            making.kept[repetition] = made
+        else:
+            making.failed.append(repetition)
+            for fault in faults:
+                _count(making.faults, fault)
+        making.left -= 1
+        if making.left:
+            return
+        failed, making.failed = sorted(making.failed), []
+        making.attempt += 1
+        if failed and making.attempt < self._attempts:
+            making.left = len(failed)
+            self._again.extend((making, row) for row in failed)
+        else:
+            self._ended.append(making.outcome())
+
+    def ended(self) -> Iterator[Outcome]:
+        while self._ended:
+            yield self._ended.popleft()
+
+
 class Maker:
     """Makes the images of units, with one generator. checks: None keeps every image."""
 
@@ -119,43 +188,29 @@ class Maker:
             "steps": generator.engine.steps,
         }
 
-    def make(self, units: Sequence[Unit]) -> list[Outcome]:
-        """Make the images of some units side by side."""
-        kept: dict[int, dict[int, Made]] = {unit.position: {} for unit in units}
-        tried: dict[int, dict[str, int]] = {unit.position: {} for unit in units}
-        faults: dict[int, dict[str, int]] = {unit.position: {} for unit in units}
-        waiting = [(unit, repetition) for unit in units for repetition in range(unit.count)]
-        for attempt in range(self.plan.attempts):
-            failed: list[tuple[Unit, int]] = []
-            for ready, image, seen in self._looked_at(self._generate(waiting, attempt, failed, faults)):
-                found = kept[ready.unit.position]
+    def make(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+        """Make the images of units, one after the other without a pause; each unit's outcome when its last is settled.
+
+        What a check refused is drawn again when the other images of its unit are settled: only they play a part.
+        """
+        line = _Line(units, self.plan.attempts)
+        while line.has_more():
+            for making, ready, image, seen in self._looked_at(self._generate(line)):
+                for name in self._classes(ready.mask):
+                    _count(making.tried, name)
                 verdict = None
                 if self.checks is not None and seen is not None:
-                    others = [made.image for made in found.values()]
-                    verdict = self.checks.judge(image, seen, ready.unit.position, others)
-                for name in self._classes(ready.mask):
-                    _count(tried[ready.unit.position], name)
+                    others = [made.image for made in making.kept.values()]
+                    verdict = self.checks.judge(image, seen, making.unit.position, others)
                 if verdict is not None and verdict.faults:
-                    failed.append((ready.unit, ready.repetition))
-                    for fault in verdict.faults:
-                        _count(faults[ready.unit.position], fault)
-                    continue
-                judged = {} if verdict is None else {"dice": verdict.dice, "nearest": verdict.nearest}
-                facts = {**ready.facts, "image_sha256": image_digest(image), **judged}
-                found[ready.repetition] = Made(ready.name, ready.unit.position, image, ready.mask, facts)
-            waiting = sorted(failed, key=lambda row: (row[0].first, row[1]))
-            if not waiting:
-                break
-        return [
-            Outcome(
-                unit,
-                tuple(kept[unit.position][key] for key in sorted(kept[unit.position])),
-                tried[unit.position],
-                faults[unit.position],
-                tuple(name_of(unit, row) for row in range(unit.count) if row not in kept[unit.position]),
-            )
-            for unit in units
-        ]
+                    line.settle(making, ready.repetition, faults=verdict.faults)
+                else:
+                    judged = {} if verdict is None else {"dice": verdict.dice, "nearest": verdict.nearest}
+                    facts = {**ready.facts, "image_sha256": image_digest(image), **judged}
+                    made = Made(ready.name, making.unit.position, image, ready.mask, facts)
+                    line.settle(making, ready.repetition, made=made)
+                yield from line.ended()
+            yield from line.ended()
 
     def remake(self, facts: dict[str, Any]) -> Made:
         """An image from its provenance. Raises InputError where the set has its mask or context no more."""
@@ -185,43 +240,42 @@ class Maker:
                 return place
         raise InputError(f"no {kind} of SHA-256 {digest[:16]}... in the set; give the set as it was")
 
-    def _looked_at(self, images: Iterator[tuple[Ready, Image]]) -> Iterator[tuple[Ready, Image, Seen | None]]:
+    def _looked_at(
+        self, images: Iterator[tuple[_Making, Ready, Image]]
+    ) -> Iterator[tuple[_Making, Ready, Image, Seen | None]]:
         """Each image with what the checks see of it, in order; they look in a thread while others are made."""
         if self.checks is None:
-            yield from ((ready, image, None) for ready, image in images)
+            yield from ((*found, None) for found in images)
             return
         with ThreadPoolExecutor(1) as thread:
-            waiting: deque[tuple[Ready, Image, Future[Seen]]] = deque()
-            for ready, image in images:
-                waiting.append((ready, image, thread.submit(self.checks.look, image, ready.mask)))
+            waiting: deque[tuple[tuple[_Making, Ready, Image], Future[Seen]]] = deque()
+            for found in images:
+                waiting.append((found, thread.submit(self.checks.look, found[2], found[1].mask)))
                 if len(waiting) > _AHEAD:
-                    first, made, seen = waiting.popleft()
-                    yield first, made, seen.result()
-            for first, made, seen in waiting:
-                yield first, made, seen.result()
+                    first, seen = waiting.popleft()
+                    yield *first, seen.result()
+            for first, seen in waiting:
+                yield *first, seen.result()
 
-    def _generate(
-        self, rows: Sequence[tuple[Unit, int]], attempt: int, failed: list[tuple[Unit, int]],
-        faults: dict[int, dict[str, int]],
-    ) -> Iterator[tuple[Ready, Image]]:  # fmt: skip
-        """Images in the order of the rows; rows whose mask cannot be varied as drawn join `failed`."""
-        under_way: deque[Ready] = deque()
+    def _generate(self, line: _Line) -> Iterator[tuple[_Making, Ready, Image]]:
+        """The images of a line in its order; those whose mask cannot be varied as drawn are settled here."""
+        under_way: deque[tuple[_Making, Ready]] = deque()
 
         def ready() -> Iterator[Ready]:
-            for unit, repetition in rows:
+            for making, repetition in line.rows():
+                unit, attempt = making.unit, making.attempt
                 drawn = draw(self.plan, self.sources.set.examples[unit.position].name, repetition, attempt)
                 context = self._context(unit, repetition, attempt, drawn)
                 try:
                     found = self._condition(unit, repetition, attempt, drawn, context)
                 except InputError:
-                    failed.append((unit, repetition))
-                    _count(faults[unit.position], VARIATION)
+                    line.settle(making, repetition, faults=(VARIATION,))
                     continue
-                under_way.append(found)
+                under_way.append((making, found))
                 yield found
 
         for image, _ in self._stream(ready()):
-            yield under_way.popleft(), image
+            yield *under_way.popleft(), image
 
     def _stream(self, rows: Iterator[Ready]) -> Iterator[tuple[Image, Field | None]]:
         current: list[Ready] = []
@@ -253,8 +307,9 @@ class Maker:
         look = self.sources.context(context)
         facts = {
             "id": name_of(unit, repetition), **self._engine, "attempt": attempt, "noise_seed": drawn.noise_seed,
-            "mask_sha256": image_digest(mask), "vary": drawn.vary, "vary_seed": drawn.vary_seed,
-            "context_sha256": image_digest(look), "look": asdict(drawn.look), "direction": drawn.direction,
+            "mask_sha256": self.sources.mask_digest(unit.position), "vary": drawn.vary, "vary_seed": drawn.vary_seed,
+            "context_sha256": self.sources.context_digest(context), "look": asdict(drawn.look),
+            "direction": drawn.direction,
         }  # fmt: skip
         if drawn.vary is not None:
             mask = vary_by(mask, schema, drawn.vary, seed=drawn.vary_seed)
@@ -265,7 +320,7 @@ class Maker:
 
     def _classes(self, mask: Image) -> list[str]:
         names = self.sources.schema.names
-        return [names[index] for index in np.unique(mask) if 0 < index < len(names)]
+        return [names[index] for index in classes_in(mask) if 0 < index < len(names)]
 
 
 def _count(counts: dict[str, int], name: str) -> None:
@@ -276,13 +331,20 @@ def changed(context: Image, look: Look) -> Image:
     """A (H, W) context with another gamma, gain, slope over the depth, and size of speckle."""
     if look == Look():
         return context
-    levels: NDArray[Any] = context
-    if look.speckle != 1.0:
-        height, width = context.shape
-        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0.0, look.speckle)
-        # Cubic: half a per cent more of the finest speckle than Lanczos, in a fifth of its time.
-        larger = cv2.warpAffine(
-            context.astype(np.float32), turn, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
-        )
-        levels = np.clip(larger, 0.0, 255.0)
-    return augmentation.Look(look.gamma, look.gain, look.tgc).apply(levels)
+    return augmentation.Look(look.gamma, look.gain, look.tgc).apply(_zoomed(context, look.speckle))
+
+
+def _zoomed(image: Image, factor: float) -> Image:
+    """An (H, W) image made larger or smaller about its middle, of the same size; its mirror image around it."""
+    height, width = image.shape
+    tall, wide = max(1, round(factor * height)), max(1, round(factor * width))
+    if (tall, wide) == (height, width):
+        return image
+    # Cubic: half a per cent more of the finest speckle than Lanczos, in a fifth of its time.
+    zoomed = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_CUBIC)
+    above, left = max(0, height - tall) // 2, max(0, width - wide) // 2
+    zoomed = cv2.copyMakeBorder(
+        zoomed, above, max(0, height - tall) - above, left, max(0, width - wide) - left, cv2.BORDER_REFLECT_101
+    )  # fmt: skip
+    top, side = max(0, tall - height) // 2, max(0, wide - width) // 2
+    return np.ascontiguousarray(zoomed[top : top + height, side : side + width], np.uint8)

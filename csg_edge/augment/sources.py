@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions import dicom
-from csg_edge.conditions.arrays import resize_image, resize_mask
+from csg_edge.conditions.arrays import classes_in, image_digest, resize_image, resize_mask
 from csg_edge.conditions.burned_in import Box, crop_without, find_text
 from csg_edge.conditions.contexts import ContextBank, style_of
 from csg_edge.conditions.files import list_images, read_context
@@ -70,9 +71,12 @@ class Sources:
         self.others = _other_files(contexts)
         self._boxes: dict[Context, list[Box]] = {}
         self._allowed: dict[str, tuple[Context, ...]] = {}
+        self._last: tuple[int, tuple[Context, ...]] | None = None
         self._rings: dict[str, tuple[Context, ...]] = {}
         self.refused: dict[str, str] = {}
         self._read = lru_cache(KEPT)(self._read_now)
+        self.mask_digest = lru_cache(KEPT_SMALL)(lambda position: image_digest(self.mask(position)))
+        self.context_digest = lru_cache(KEPT_SMALL)(lambda context: image_digest(self.context(context)))
         self.mask = lru_cache(KEPT_SMALL)(self._mask)
         self.context = lru_cache(KEPT_SMALL)(self._context)
 
@@ -84,9 +88,12 @@ class Sources:
         for context in wanted:
             if reason := self._why_not(context):
                 self.refused[self.context_name(context)] = reason
+            elif len(wanted) <= KEPT_SMALL:
+                self.context(context)  # while its file is at hand
             if progress:
                 progress.advance()
         self._allowed.clear()
+        self._last = None
         for position in self.positions:
             if not self.allowed(position):
                 raise InputError(
@@ -123,7 +130,10 @@ class Sources:
         if self._own:
             own = Context(position)
             return () if self.context_name(own) in self.refused else (own,)
-        return tuple(context for context in self._of_group(self.group(position)) if context.position != position)
+        if self._last is None or self._last[0] != position:  # the images of a mask are made in turn
+            others = self._of_group(self.group(position))
+            self._last = position, tuple(context for context in others if context.position != position)
+        return self._last[1]
 
     def diverse(self, position: int, seed: int) -> tuple[Context, ...]:
         """The same contexts, each as unlike those before it as possible."""
@@ -195,12 +205,11 @@ class Sources:
 
         Raises InputError for a class that the set has not.
         """
-        values = self.own_index[mask]
-        if (values < 0).any():
-            index = int(mask[values < 0][0])
-            name = self.schema.names[index] if index < len(self.schema) else "no mask"
-            raise InputError(f"{self.set.path}: its masks have no number for {name}; leave it out of the plan")
-        return values.astype(np.uint8)
+        for index in classes_in(mask):
+            if self.own_index[index] < 0:
+                name = self.schema.names[index] if index < len(self.schema) else "no mask"
+                raise InputError(f"{self.set.path}: its masks have no number for {name}; leave it out of the plan")
+        return np.asarray(cv2.LUT(mask, self.own_index.astype(np.uint8)), np.uint8)
 
 
 def _inverse(table: NDArray[np.uint8], found: FolderSet) -> NDArray[np.int16]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ from csg_edge.augment.writers import SYNTHETIC, Writer, at_size
 from csg_edge.errors import InputError
 from csg_edge.generation.loading import load
 
-SIDE_BY_SIDE = 64  # images made side by side, or those of one mask; a kill costs twice as many at most
+BEHIND = 16  # units that may wait to be written
+SIDE_BY_SIDE = 64  # images that a worker of Ray is given at once, or those of one mask; a kill costs as many
 
 Facts = dict[str, Any]
 
@@ -41,28 +43,26 @@ class Bench:
 
     def work(self, units: Sequence[Unit]) -> list[tuple[Unit, Facts]]:
         """Make and write the images of units; each with what the journal keeps of it."""
-        return self.write(self.maker.make(units))
+        return [self.write(outcome) for outcome in self.maker.make(units)]
 
-    def write(self, outcomes: Sequence[Outcome]) -> list[tuple[Unit, Facts]]:
+    def write(self, outcome: Outcome) -> tuple[Unit, Facts]:
         """Write what was made."""
-        for outcome in outcomes:
-            for made in outcome.made:
-                pair = at_size(made, self.sources, self.options.size)
-                self.writer.write(made.name, made.position, *pair, SYNTHETIC)
-        return [(outcome.unit, facts_of(outcome)) for outcome in outcomes]
+        for made in outcome.made:
+            pair = at_size(made, self.sources, self.options.size)
+            self.writer.write(made.name, made.position, *pair, SYNTHETIC)
+        return outcome.unit, facts_of(outcome)
 
 
 def work_here(bench: Bench, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
     """In this process; a thread writes while the next images are made."""
     with ThreadPoolExecutor(1) as thread:
-        written: Future[list[tuple[Unit, Facts]]] | None = None
-        for portion in portions(units):
-            outcomes = bench.maker.make(portion)
-            if written is not None:
-                yield from written.result()
-            written = thread.submit(bench.write, outcomes)
-        if written is not None:
-            yield from written.result()
+        writing: deque[Future[tuple[Unit, Facts]]] = deque()
+        for outcome in bench.maker.make(units):
+            writing.append(thread.submit(bench.write, outcome))
+            while writing and (len(writing) > BEHIND or writing[0].done()):
+                yield writing.popleft().result()
+        for written in writing:
+            yield written.result()
 
 
 def portions(units: Sequence[Unit]) -> Iterator[list[Unit]]:

@@ -9,15 +9,17 @@ mirror image, so that no move drags the edge column across the picture.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions.arrays import classes_in, most_voted
+from csg_edge.conditions.arrays import class_counts, classes_in, most_voted
 from csg_edge.errors import InputError
-from csg_edge.labels import LabelSchema
+from csg_edge.labels import NO_MASK, LabelSchema
 
 Image = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
@@ -35,6 +37,7 @@ HOSTS = {
 }
 CONFINED = {"ditf": "tendon"}  # a tear is a part of its tendon
 MIN_BAND = 2.0  # pixels; no band is made thinner than this
+LATTICE = 32  # nodes, each way, on which a bend is worked out
 _ROW = 256  # places in a row of a map for some pixels only; OpenCV's rows have an end
 
 
@@ -46,40 +49,61 @@ class Parts:
     blobs: Image
     schema: LabelSchema
 
+    @cached_property
+    def has_blobs(self) -> bool:
+        return int(self.blobs.min()) != NO_BLOB
+
+    @cached_property
+    def counts(self) -> tuple[Floats, Floats]:
+        """Pixels of each index in the ground and in the blobs."""
+        return class_counts(self.ground), class_counts(self.blobs)
+
     def joined(self) -> Image:
         """The mask; a confined blob is drawn inside its host only."""
+        mask = self.ground.copy()
+        if not self.has_blobs:
+            return mask
         drawn = self.blobs != NO_BLOB
         for name, host in CONFINED.items():
             if name in self.schema.names and host in self.schema.names:
                 outside = (self.blobs == self.schema.index(name)) & (self.ground != self.schema.index(host))
                 drawn &= ~outside
-        return np.where(drawn, self.blobs, self.ground)
+        cv2.copyTo(self.blobs, drawn.view(np.uint8), mask)
+        return mask
 
 
-def take_apart(mask: Image, schema: LabelSchema) -> Parts:
-    """Ground and blobs of a mask; under a blob lies its host, or the nearest layer."""
-    blobs = np.zeros(256, np.bool_)
-    blobs[[index for index in classes_in(mask) if is_blob(mask, index, schema)]] = True
-    blob = blobs[mask]
-    ground = fill(mask, blob)
+def take_apart(mask: Image, schema: LabelSchema, present: Sequence[int] | None = None) -> Parts:
+    """Ground and blobs of a mask; under a blob lies its host, or the nearest layer. present: its classes, if known."""
+    present = classes_in(mask) if present is None else present
+    found = [index for index in present if is_blob(mask, index, schema)]
+    table = np.full(256, NO_BLOB, np.uint8)
+    table[found] = found
+    blobs = np.asarray(cv2.LUT(mask, table), np.uint8)
+    layers = [index for index in present if index not in found]
+    if len(layers) == 1:
+        ground = np.full_like(mask, layers[0])
+    else:
+        ground = fill(mask, blobs != NO_BLOB) if found else mask.copy()
     for name, host in CONFINED.items():
-        if name in schema.names and host in schema.names and (mask == schema.index(host)).any():
-            ground[mask == schema.index(name)] = schema.index(host)
-    return Parts(ground, np.where(blob, mask, np.uint8(NO_BLOB)), schema)
+        if name in schema.names and host in schema.names:
+            torn = schema.index(name)
+            if torn in present and schema.index(host) in present:
+                ground[mask == torn] = schema.index(host)
+    return Parts(ground, blobs, schema)
 
 
 def is_blob(mask: Image, index: int, schema: LabelSchema) -> bool:
     """Whether a class is a closed shape rather than a layer: by its name, else if no part of it is half as wide."""
-    name = schema.names[index]
-    if index == 0 or name in LAYERS:
+    if index in (0, NO_MASK) or schema.names[index] in LAYERS:
         return False
+    name = schema.names[index]
     return name in BLOBS or all(box[2] < mask.shape[1] / 2 for _, box in components(mask == index))
 
 
 def components(region: Bools) -> list[tuple[Bools, tuple[int, int, int, int, int]]]:
     """8-connected parts of a region (H, W): each with its (x, y, width, height, area), the smallest first."""
     # OpenCV's own statistics take seven times as long as its labels.
-    count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
+    count, labels = cv2.connectedComponents(region.view(np.uint8), connectivity=8)
     found = []
     for part in [region] if count == 2 else [labels == index for index in range(1, count)]:
         pixels = part.view(np.uint8)
@@ -90,7 +114,10 @@ def components(region: Bools) -> list[tuple[Bools, tuple[int, int, int, int, int
 
 def count_components(region: Bools) -> int:
     """The number of 8-connected parts of a region (H, W)."""
-    return int(cv2.connectedComponents(region.astype(np.uint8), connectivity=8)[0]) - 1
+    pixels = region.view(np.uint8)
+    x, y, width, height = cv2.boundingRect(pixels)
+    box = pixels[y : y + height, x : x + width]
+    return int(cv2.connectedComponents(box, connectivity=8, ltype=cv2.CV_16U)[0]) - 1 if box.size else 0
 
 
 def fill(mask: Image, hole: Bools) -> Image:
@@ -100,7 +127,7 @@ def fill(mask: Image, hole: Bools) -> Image:
     if hole.all():
         return np.zeros_like(mask)
     # The nearest is never farther than the first pixel beyond the box around the hole.
-    x, y, width, height = cv2.boundingRect(hole.astype(np.uint8))
+    x, y, width, height = cv2.boundingRect(hole.view(np.uint8))
     box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
     inside, part = hole[box], mask[box]
     # OpenCV numbers the pixels outside the hole and tells for each pixel the number of the nearest.
@@ -117,34 +144,43 @@ def fill(mask: Image, hole: Bools) -> Image:
 def resample(parts: Parts, source: Map) -> Parts:
     """Both parts seen through a map of source positions in pixels."""
     columns, rows = source
-    width = columns.shape[1]
-    beyond = max(-float(columns.min()), float(columns.max()) - (width - 1), 0.0)
-    pad = min(width - 1, math.ceil(beyond) + 1)
-    ground = _vote(_extend_ground(parts.ground, pad), columns + pad, rows)
-    beyond = max(-float(rows.min()), float(rows.max()) - (rows.shape[0] - 1), 0.0)
-    tall = min(rows.shape[0] - 1, math.ceil(beyond) + 1)
-    blobs = _vote(_extend_blobs(parts.blobs, pad, tall), columns + pad, rows + tall)
+    height, width = columns.shape
+    pad, tall = _beyond(columns, width), _beyond(rows, height)
+    columns = columns + np.float32(pad)
+    ground, blobs = parts.ground, parts.blobs
+    if int(ground.min()) != int(ground.max()):
+        ground = _vote(_extend_ground(ground, pad), columns, rows, parts.counts[0])
+    if parts.has_blobs:
+        blobs = _vote(_extend_blobs(blobs, pad, tall), columns, rows + np.float32(tall), parts.counts[1])
     return Parts(ground, blobs, parts.schema)
 
 
-def _vote(labels: Image, columns: Floats, rows: Floats) -> Image:
-    """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive."""
+def _beyond(places: Floats, side: int) -> int:
+    """Pixels by which a map reaches beyond a side, and one more."""
+    least, most, _, _ = cv2.minMaxLoc(places)
+    return min(side - 1, math.ceil(max(-least, most - (side - 1), 0.0)) + 1)
+
+
+def _vote(labels: Image, columns: Floats, rows: Floats, counts: Floats) -> Image:
+    """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive.
+
+    counts: pixels of each index, none of which is in `labels` without being there.
+    """
     # Where the neighbours of the nearest pixel are of one class, there is nothing to vote on: most of a mask.
     around = np.ones((3, 3), np.uint8)
-    mixed = (cv2.erode(labels, around) != cv2.dilate(labels, around)).view(np.uint8)
+    mixed = cv2.compare(cv2.erode(labels, around), cv2.dilate(labels, around), cv2.CMP_NE)
     seen, doubtful = (
-        np.asarray(cv2.remap(given, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE), np.uint8)
-        for given in (labels, mixed)
+        np.asarray(cv2.remap(plane, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        for plane in (labels, mixed)
     )
     places = np.flatnonzero(doubtful)
     if not len(places):
         return seen
     across, down = (np.resize(part.ravel()[places], (-(-len(places) // _ROW), _ROW)) for part in (columns, rows))
-    counts = np.bincount(labels.ravel(), minlength=256)
-    present = classes_in(labels)
+    present = [int(index) for index in np.flatnonzero(counts)]
     shares = (
         cv2.remap((labels == index).astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        + np.float32(1e-3 * (1 - counts[index] / labels.size))
+        + np.float32(1e-3 * (1 - counts[index] / counts.sum()))
         for index in present
     )
     seen.ravel()[places] = most_voted(present, shares).ravel()[: len(places)]
@@ -160,80 +196,144 @@ def _extend_ground(ground: Image, pad: int) -> Image:
 def _extend_right(ground: Image, pad: int) -> Image:
     width = ground.shape[1]
     span = max(2, width // 10)
-    # A band drawn to just before the edge goes on: take the column near it that crosses most borders.
-    near = range(width - 1, max(width - 1 - width // 20, 0), -1)
-    last = max(near, key=lambda x: int((np.diff(ground[:, x]) != 0).sum())) if pad > 1 else width - 1
+    last = width - 1
+    if pad > 1:
+        # A band drawn to just before the edge goes on: take the column near it that crosses most borders.
+        near = ground[:, max(width - 1 - width // 20, 0) + 1 :]
+        last -= int(np.argmax((near[1:] != near[:-1]).sum(axis=0)[::-1]))
     new = pad + width - 1 - last
     return np.hstack([ground[:, : last + 1], _go_on(ground[:, last], ground[:, last - span], span, new)])
 
 
 def _go_on(edge: Image, inner: Image, span: int, pad: int) -> Image:
     """Columns 1..pad beyond an edge column: borders go on at the slope they have between `inner` and the edge."""
-    rows = np.arange(len(edge), dtype=np.float64)
+    rows = np.arange(len(edge), dtype=np.float32)
     borders, before = np.flatnonzero(np.diff(edge)) + 1, np.flatnonzero(np.diff(inner)) + 1
-    slope = np.zeros(len(edge))
+    slope = np.zeros(len(edge), np.float32)
     same = edge[0] == inner[0] and np.array_equal(edge[borders], inner[before])
     if same and len(borders):
-        slope = np.interp(rows, borders, (borders - before) / span)
-    source = rows[:, None] - slope[:, None] * np.arange(1, pad + 1)
+        slope = np.interp(rows, borders, (borders - before) / span).astype(np.float32)
+    source = rows[:, None] - slope[:, None] * np.arange(1, pad + 1, dtype=np.float32)
     source = np.maximum.accumulate(source, axis=0)  # borders that would cross meet instead
     return edge[np.clip(np.rint(source), 0, len(edge) - 1).astype(np.intp)]
 
 
 def _extend_blobs(blobs: Image, pad: int, tall: int) -> Image:
     height, width = blobs.shape
-    extended = np.full((height + 2 * tall, width + 2 * pad), NO_BLOB, np.uint8)
-    for index in classes_in(blobs[blobs != NO_BLOB]):
-        for region, (x, y, w, h, _) in components(blobs == index):
-            cut = x == 0 or y == 0 or x + w == width or y + h == height
-            mode = cv2.BORDER_REFLECT if cut else cv2.BORDER_CONSTANT
-            extended[cv2.copyMakeBorder(region.astype(np.uint8), tall, tall, pad, pad, mode, value=0) > 0] = index
+    extended = cv2.copyMakeBorder(blobs, tall, tall, pad, pad, cv2.BORDER_CONSTANT, value=NO_BLOB)
+    if all((edge == NO_BLOB).all() for edge in (blobs[0], blobs[-1], blobs[:, 0], blobs[:, -1])):
+        return np.asarray(extended, np.uint8)
+    for index in classes_in(blobs):
+        for region, (x, y, w, h, _) in components(blobs == index) if index != NO_BLOB else ():
+            if x == 0 or y == 0 or x + w == width or y + h == height:
+                mirrored = cv2.copyMakeBorder(region.view(np.uint8), tall, tall, pad, pad, cv2.BORDER_REFLECT)
+                extended[mirrored > 0] = index
     extended[tall : tall + height, pad : pad + width] = blobs
-    return extended
+    return np.asarray(extended, np.uint8)
 
 
+@lru_cache(maxsize=8)
 def grid(shape: tuple[int, ...]) -> Map:
-    """The map that changes nothing."""
+    """The map that changes nothing, not to be written to."""
     rows, columns = np.indices(shape[:2], dtype=np.float32)
+    for part in (columns, rows):
+        part.setflags(write=False)
     return columns, rows
 
 
-def tilted(shape: tuple[int, ...], degrees: float) -> Map:
-    """Depth sheared about the middle column: what is right of it goes deeper for a positive angle."""
-    columns, rows = grid(shape)
-    return columns, rows - np.float32(math.tan(math.radians(degrees))) * (columns - (shape[1] - 1) / 2)
+@dataclass(frozen=True)
+class Move:
+    """A move of everything, in parts of the sides: where the content of each place comes from, less the place itself.
+
+    lateral, depth: the same everywhere. shear: of depth over the width, about the middle column. bend: (2, LATTICE,
+    LATTICE) float32, what else there is of both on a lattice far finer than it varies, or None.
+    """
+
+    lateral: float = 0.0
+    depth: float = 0.0
+    shear: float = 0.0
+    bend: Floats | None = None
+
+    def after(self, first: Move) -> Move:
+        """This move made after another, as one."""
+        bend = self.bend
+        if first.bend is not None:
+            across, down = _lattice()
+            own = np.zeros_like(first.bend) if bend is None else bend
+            there = (
+                across + np.float32(LATTICE) * (own[0] + np.float32(self.lateral)),
+                down + np.float32(LATTICE) * (own[1] + np.float32(self.depth) + np.float32(self.shear) * _off_middle()),
+            )
+            bend = own + _seen_from(first.bend, there)
+        if self.bend is not None and first.shear:
+            assert bend is not None
+            bend = bend + np.stack([np.zeros_like(self.bend[0]), np.float32(first.shear) * self.bend[0]])
+        return Move(
+            self.lateral + first.lateral, self.depth + first.depth + first.shear * self.lateral,
+            self.shear + first.shear, bend,
+        )  # fmt: skip
+
+    def source(self, shape: tuple[int, ...]) -> Map:
+        """The map of source positions for masks of a shape (H, W)."""
+        height, width = shape[:2]
+        columns, rows = grid((height, width))
+        columns = columns + np.float32(self.lateral * width)
+        rows = rows + np.float32(self.depth * height)
+        if self.shear:
+            rows += np.float32(self.shear * height / width) * (grid((1, width))[0] - np.float32((width - 1) / 2))
+        if self.bend is not None:
+            for places, part, side in ((columns, self.bend[0], width), (rows, self.bend[1], height)):
+                places += cv2.resize(part * np.float32(side), (width, height), interpolation=cv2.INTER_CUBIC)
+        return columns, rows
 
 
-def shifted(shape: tuple[int, ...], lateral: float, depth: float) -> Map:
+def _lattice() -> Map:
+    return grid((LATTICE, LATTICE))
+
+
+def _off_middle() -> Floats:
+    """(1, LATTICE): how far the nodes lie from the middle column, in parts of the width."""
+    return (_lattice()[0][:1] - np.float32((LATTICE - 1) / 2)) / np.float32(LATTICE)
+
+
+def _seen_from(bend: Floats, there: Map) -> Floats:
+    """A bend at other places of the lattice; it goes on as at the edge."""
+    return np.stack([
+        cv2.remap(part, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in bend
+    ])  # fmt: skip
+
+
+def tilted(shape: tuple[int, ...], degrees: float) -> Move:
+    """Depth sheared about the middle column of an (H, W) mask: what is right of it goes deeper for a positive angle."""
+    return Move(shear=-math.tan(math.radians(degrees)) * shape[1] / shape[0])
+
+
+def shifted(lateral: float, depth: float) -> Move:
     """Everything moved right and deeper by fractions of the width and the height."""
-    columns, rows = grid(shape)
-    return columns - np.float32(lateral * shape[1]), rows - np.float32(depth * shape[0])
+    return Move(lateral=-lateral, depth=-depth)
 
 
-def deformed(shape: tuple[int, ...], amount: float, random: np.random.Generator) -> Map:
+def deformed(amount: float, random: np.random.Generator) -> Move:
     """A smooth, invertible bend: the flow of a random velocity field that does not change along the way.
 
     amount: root mean square displacement as a fraction of the sides. Scaling and squaring (Arsigny et al., MICCAI
     2006): the field is halved until it is a fraction of a pixel and then composed with itself. Structures of
     ultrasound lie flat, so the field varies more slowly sideways than with depth.
     """
-    height, width = shape[:2]
-    columns, rows = grid(shape)
     velocity = []
-    for size in (width, height):
-        # Drawn on a coarse lattice, so that a mask of another resolution meets the same bend.
-        coarse = random.standard_normal((32, 32)).astype(np.float32)
-        smooth = cv2.GaussianBlur(coarse, (0, 0), 32 * 0.24, sigmaY=32 * 0.16, borderType=cv2.BORDER_REFLECT)
-        unit = np.asarray(smooth, np.float32) / np.float32(max(float(np.sqrt(np.mean(smooth**2))), 1e-6))
-        velocity.append(cv2.resize(unit, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(amount * size))
-    halvings = max(3, math.ceil(math.log2(max(1.0, 4 * max(float(np.abs(part).max()) for part in velocity)))))
-    across, down = (part / np.float32(2**halvings) for part in velocity)
+    for _ in range(2):
+        rough = random.standard_normal((LATTICE, LATTICE)).astype(np.float32)
+        smooth = cv2.GaussianBlur(
+            rough, (0, 0), LATTICE * 0.24, sigmaY=LATTICE * 0.16, borderType=cv2.BORDER_REFLECT
+        )  # fmt: skip
+        velocity.append(smooth * np.float32(amount / max(float(np.sqrt(np.mean(smooth**2))), 1e-6)))
+    bend = np.stack(velocity)
+    halvings = max(3, math.ceil(math.log2(max(1.0, 16 * LATTICE * float(np.abs(bend).max())))))
+    bend /= np.float32(2**halvings)
+    across, down = _lattice()
     for _ in range(halvings):
-        there = columns + across, rows + down
-        across, down = (
-            part + cv2.remap(part, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in (across, down)
-        )
-    return columns + across, rows + down
+        bend = bend + _seen_from(bend, (across + LATTICE * bend[0], down + LATTICE * bend[1]))
+    return Move(bend=bend)
 
 
 def smallest_jacobian(source: Map) -> float:
@@ -258,6 +358,7 @@ def thickened(ground: Image, classes: list[int], fraction: float) -> Map:
         moved[:, x] = _thicken_column(np.isin(ground[:, x], classes), fraction, edges) - edges
     moved = cv2.GaussianBlur(moved, (0, 0), max(0.5, 0.015 * width), sigmaY=0.01, borderType=cv2.BORDER_REPLICATE)
     columns, rows = grid(ground.shape)
+    rows = rows.copy()
     for x in range(width):
         rows[:, x] = np.interp(edges[:-1] + 0.5, edges + moved[:, x], edges) - 0.5
     return columns, rows

@@ -4,11 +4,12 @@ A variation is written NAME[:[CLASS=]AMOUNT], several are joined by commas and a
 
     deform:0.5,tilt:3deg        thickness:tendon=20%        scale:vessel=+30%        insert:ditf        remove:nerve
 
+Bends, tilts and shifts that follow each other are made in one go, so borders are resampled once.
 An amount without a sign is a range: the seed draws from -amount..amount. An amount with a sign is taken as it is.
 A variation that ends in ? is left out where the mask has nothing to apply it to; without it that is an InputError.
 What every variation keeps (`flaws` lists breaches): uint8 classes of the schema; no class lost or gained but the one
 removed or inserted; no band and no closed shape falls apart, and no new specks; layers keep their order from the probe
-down; a tear (ditf) stays in its tendon; pixels of 255 ("no mask") stay where they are.
+down; a tear (ditf) stays in its tendon. Pixels of 255 ("no mask") move with everything, else they stay where they are.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csg_edge.conditions import mask_moves as moves
 from csg_edge.conditions.arrays import check_mask, classes_in
-from csg_edge.conditions.mask_moves import Parts
+from csg_edge.conditions.mask_moves import Move, Parts
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.noise import check_seed
@@ -62,15 +64,26 @@ class Variation:
         return (f"{self.name}:{argument}" if argument else self.name) + "?" * self.optional
 
 
+Work = Callable[[Parts, float | None, Variation, np.random.Generator], Parts]
+
+
+@dataclass(frozen=True)
+class Warp:
+    """What moves everything, whatever is in the mask. move: of the mask's shape, amount, variation and draws."""
+
+    move: Callable[[tuple[int, ...], float, Variation, np.random.Generator], Move]
+
+
 @dataclass(frozen=True)
 class Kind:
     """What VARIATIONS knows of a variation: how its amount is written and bounded, what its class may be, how it works.
 
+    work: what it does to a mask that was taken apart, or a move of everything.
     unit: "", "%" or "deg"; scale: written number per amount; default: amount when none is written (None: drawn);
     highest: largest amount; target: "none", "optional" or "needed".
     """
 
-    apply: Callable[[Parts, float | None, Variation, np.random.Generator], Parts]
+    work: Work | Warp
     about: str
     unit: str = "%"
     scale: float = 100.0
@@ -97,64 +110,155 @@ def vary(
 
 def vary_by(mask: Image, schema: LabelSchema, spec: str | Sequence[Variation], *, seed: int) -> Image:
     """A mask varied by a specification such as `deform:0.5,tilt:3deg`; otherwise as `vary`."""
-    variations = parse_spec(spec, schema) if isinstance(spec, str) else list(spec)
-    hidden = mask == NO_MASK
-    varied = mask.copy()
-    if not hidden.all():
-        varied = moves.fill(mask, hidden)
-    check_mask(varied, schema, name="mask")
-    if hidden.all():
+    variations = _parsed(spec, schema) if isinstance(spec, str) else list(spec)
+    varied = check_mask(mask, schema, name="mask").copy()
+    if int(mask.min()) == NO_MASK:
         return varied
-    for position, variation in enumerate(variations):
+    position = 0
+    while position < len(variations):
+        together = _moves_of_everything(variations[position:])
         try:
-            varied = _vary_once(varied, schema, variation, position, check_seed(seed))
+            varied = _vary_once(varied, schema, variations[position : position + together], position, check_seed(seed))
         except InputError:
-            if not variation.optional:
+            if together > 1:  # not together: one at a time
+                for place in range(position, position + together):
+                    varied = _vary_alone(varied, schema, variations[place], place, seed)
+            elif not variations[position].optional:
                 raise
-    varied[hidden] = NO_MASK
+        position += together
     return varied
 
 
-def _vary_once(mask: Image, schema: LabelSchema, variation: Variation, position: int, seed: int) -> Image:
-    kind = VARIATIONS[variation.name]
-    parts = moves.take_apart(mask, schema)
+def _moves_of_everything(variations: Sequence[Variation]) -> int:
+    """How many of the variations, from the first on, are made in one go."""
+    number = 0
+    for variation in variations:
+        if not _moves_everything(variation):
+            break
+        number += 1
+    return max(number, 1)
+
+
+def _moves_everything(variation: Variation) -> bool:
+    return isinstance(VARIATIONS[variation.name].work, Warp)
+
+
+def _vary_alone(mask: Image, schema: LabelSchema, variation: Variation, position: int, seed: int) -> Image:
+    try:
+        return _vary_once(mask, schema, [variation], position, seed)
+    except InputError:
+        if not variation.optional:
+            raise
+        return mask
+
+
+def _vary_once(mask: Image, schema: LabelSchema, variations: Sequence[Variation], position: int, seed: int) -> Image:
+    """One variation, or moves of everything in one go. position: of the first, which its draws follow from."""
+    hidden = np.zeros_like(mask, np.bool_) if _moves_everything(variations[0]) else mask == NO_MASK
+    mask = moves.fill(mask, hidden)
+    before = _anatomy(mask.tobytes(), mask.shape, schema)
+    written = ",".join(str(variation) for variation in variations)
     found: list[str] = []
     for attempt in range(ATTEMPTS):
-        key = np.random.SeedSequence(seed, spawn_key=(_STREAM, position, attempt))
-        random = np.random.Generator(np.random.PCG64(key))
-        amount = kind.default if variation.amount is None else variation.amount
-        if amount is not None and not variation.exact:
-            # Each new attempt draws from a smaller range.
-            low, high = (-amount, amount) if kind.signed else (amount / 2, amount)
-            amount = 0.85**attempt * random.uniform(low, high)
+        drawn = [_draw(item, position + place, attempt, seed) for place, item in enumerate(variations)]
         try:
-            varied = kind.apply(parts, amount, variation, random).joined()
+            varied = _apply(before.parts, variations, drawn).joined()
         except InputError as error:
-            raise InputError(f"vary {str(variation)!r}: {error}") from None
-        varied = _without_specks(mask, varied, schema, variation)
-        found = _flaws(mask, parts.ground, varied, schema, variation)
+            raise InputError(f"vary {written!r}: {error}") from None
+        after = _without_specks(before, Anatomy(varied, schema), variations[0])
+        found = _flaws(before, after, variations[0])
         if not found:
-            return varied
-    raise InputError(f"vary {str(variation)!r}: cannot be applied to this mask ({found[0]}); give a smaller amount")
+            return np.where(hidden, np.uint8(NO_MASK), after.mask) if hidden.any() else after.mask
+    raise InputError(f"vary {written!r}: cannot be applied to this mask ({found[0]}); give a smaller amount")
+
+
+def _draw(variation: Variation, position: int, attempt: int, seed: int) -> tuple[float | None, np.random.Generator]:
+    """The amount, and what else is drawn from."""
+    kind = VARIATIONS[variation.name]
+    key = np.random.SeedSequence(seed, spawn_key=(_STREAM, position, attempt))
+    random = np.random.Generator(np.random.PCG64(key))
+    amount = kind.default if variation.amount is None else variation.amount
+    if amount is not None and not variation.exact:
+        # Each new attempt draws from a smaller range.
+        low, high = (-amount, amount) if kind.signed else (amount / 2, amount)
+        amount = 0.85**attempt * random.uniform(low, high)
+    return amount, random
+
+
+def _apply(
+    parts: Parts, variations: Sequence[Variation], drawn: Sequence[tuple[float | None, np.random.Generator]]
+) -> Parts:  # fmt: skip
+    shape, whole = parts.ground.shape, Move()
+    for variation, (amount, random) in zip(variations, drawn, strict=True):
+        work = VARIATIONS[variation.name].work
+        if not isinstance(work, Warp):
+            return work(parts, amount, variation, random)  # always alone
+        whole = work.move(shape, amount or 0.0, variation, random).after(whole)
+    return moves.resample(parts, whole.source(shape))
+
+
+class Anatomy:
+    """A mask and what its flaws are told by; each is found when it is first asked for. 255 counts as one more layer."""
+
+    def __init__(self, mask: Image, schema: LabelSchema) -> None:
+        self.mask, self.schema = mask, schema
+        self._counts: dict[tuple[int, bool], int] = {}
+
+    @cached_property
+    def classes(self) -> list[int]:
+        return classes_in(self.mask)
+
+    @cached_property
+    def parts(self) -> Parts:
+        return moves.take_apart(self.mask, self.schema, self.classes)
+
+    def count(self, index: int, *, on_ground: bool = False) -> int:
+        """The number of parts of a class, in the mask or in the ground."""
+        key = index, on_ground
+        if key not in self._counts:
+            self._counts[key] = moves.count_components((self.parts.ground if on_ground else self.mask) == index)
+        return self._counts[key]
+
+    def count_whole(self, index: int) -> int:
+        """The same; layers without the blobs on them: a vessel may touch the border of its muscle."""
+        layered = self.parts.has_blobs and not moves.is_blob(self.mask, index, self.schema)
+        return self.count(index, on_ground=layered)
+
+    @cached_property
+    def stacked(self) -> set[tuple[int, int]]:
+        """Pairs (a, b) of layers such that b lies directly under a somewhere."""
+        ground = self.parts.ground
+        above, below = ground[:-1], ground[1:]
+        border = (above != below) & (above != NO_MASK) & (below != NO_MASK)
+        pairs = np.unique(above[border].astype(np.intp) * 256 + below[border])
+        return {(int(pair) // 256, int(pair) % 256) for pair in pairs}
+
+
+@lru_cache(maxsize=4)  # several images are made of one mask
+def _anatomy(pixels: bytes, shape: tuple[int, ...], schema: LabelSchema) -> Anatomy:
+    return Anatomy(np.frombuffer(pixels, np.uint8).reshape(shape), schema)
 
 
 def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variation | None = None) -> list[str]:
     """What makes `after` no valid variation of `before`: one line each, an empty list if nothing does.
 
-    variation: what was done, which says the class that may come or go. Pixels of 255 are not looked at.
+    variation: what was done, which says the class that may come or go. Pixels of 255 are not looked at, but for whether
+    they stayed, which they need not where everything moves.
     """
     if after.shape != before.shape or after.dtype != np.uint8:
         return [f"shape {after.shape}, {after.dtype} instead of {before.shape}, uint8"]
+    if variation is not None and _moves_everything(variation):
+        return _flaws(Anatomy(before, schema), Anatomy(after, schema), variation)
     if not np.array_equal(before == NO_MASK, after == NO_MASK):
         return ["pixels of 255 moved"]
-    before, after = (moves.fill(mask, mask == NO_MASK) for mask in (before, after))
-    return _flaws(before, moves.take_apart(before, schema).ground, after, schema, variation)
+    was, now = (Anatomy(moves.fill(mask, mask == NO_MASK), schema) for mask in (before, after))
+    return _flaws(was, now, variation)
 
 
-def _flaws(before: Image, ground: Image, after: Image, schema: LabelSchema, variation: Variation | None) -> list[str]:
-    """`flaws` of masks that are labelled everywhere. ground: of `before`."""
+def _flaws(before: Anatomy, after: Anatomy, variation: Variation | None) -> list[str]:
+    schema = before.schema
     inserted, removed = _comes(variation, schema), _goes(variation, schema)
-    had, has = set(classes_in(before)), set(classes_in(after))
+    had, has = set(before.classes) - {NO_MASK}, set(after.classes) - {NO_MASK}
     found = [f"{schema.names[k]} leaves the picture" for k in sorted(had - has - {removed})]
     found += [f"{schema.names[k] if k < len(schema) else k} comes from nowhere" for k in sorted(has - had - {inserted})]
     # Background that shows where something was removed is no flaw.
@@ -162,22 +266,21 @@ def _flaws(before: Image, ground: Image, after: Image, schema: LabelSchema, vari
         found = [line for line in found if not line.startswith(f"{schema.names[0]} comes")]
     if found:
         return found
-    new_ground = moves.take_apart(after, schema).ground
     for index in sorted(has):
         if schema.names[index] in SPACES:
             continue  # a band that now reaches from edge to edge parts what it lies in
-        has_parts = _parts_of(after, new_ground, index, schema)
+        has_parts = after.count_whole(index)
         if has_parts < 2:
             continue
-        more = has_parts - _parts_of(before, ground, index, schema) - (index == inserted)
+        more = has_parts - before.count_whole(index) - (index == inserted)
         if more > 0:
             found.append(f"{schema.names[index]} falls apart")
-    new = _stacked(new_ground) - _stacked(ground)
+    new = after.stacked - before.stacked
     found += [f"{schema.names[b]} lies directly under {schema.names[a]}" for a, b in sorted(new)]
     for name, host in moves.CONFINED.items():
         if name in schema.names and host in schema.names and variation is not None and schema.index(name) == inserted:
-            added = (after == schema.index(name)) & (before != schema.index(name))
-            if (before[added] != schema.index(host)).any():
+            added = (after.mask == schema.index(name)) & (before.mask != schema.index(name))
+            if (before.mask[added] != schema.index(host)).any():
                 found.append(f"{name} outside the {host}")
     return found
 
@@ -192,35 +295,30 @@ def _goes(variation: Variation | None, schema: LabelSchema) -> int:
     return schema.index(str(variation.target)) if variation is not None and removing else -1
 
 
-def _parts_of(mask: Image, ground: Image, index: int, schema: LabelSchema) -> int:
-    # Layers are counted without the blobs on them: a vessel may touch the border of its muscle.
-    source = mask if moves.is_blob(mask, index, schema) else ground
-    return moves.count_components(source == index)
-
-
-def _stacked(ground: Image) -> set[tuple[int, int]]:
-    """Pairs (a, b) of layers such that b lies directly under a somewhere."""
-    pairs = np.flatnonzero(np.bincount((ground[:-1].astype(np.intp) * 256 + ground[1:]).ravel()))
-    return {(int(pair) // 256, int(pair) % 256) for pair in pairs if pair // 256 != pair % 256}
-
-
-def _without_specks(before: Image, after: Image, schema: LabelSchema, variation: Variation) -> Image:
+def _without_specks(before: Anatomy, after: Anatomy, variation: Variation) -> Anatomy:
     """Parts that were not there and are smaller than SPECK filled by their surroundings."""
-    speck = max(4.0, SPECK * after.size)
-    hole = np.zeros(after.shape, np.bool_)
-    inserted = _comes(variation, schema)
-    had = classes_in(before)
-    for index in classes_in(after):
-        number = moves.count_components(after == index)
-        if number == 1 and index in had:
+    mask = after.mask
+    speck = max(4.0, SPECK * mask.size)
+    hole = np.zeros(mask.shape, np.bool_)
+    inserted = _comes(variation, before.schema)
+    for index in after.classes:
+        if index == NO_MASK:
             continue
-        spare = number - moves.count_components(before == index) - (int(index) == inserted)
+        number = after.count(index)
+        if number == 1 and index in before.classes:
+            continue
+        spare = number - before.count(index) - (index == inserted)
         if spare < 1:
             continue
-        for region, box in moves.components(after == index)[:spare]:
+        for region, box in moves.components(mask == index)[:spare]:
             if box[4] < speck:
                 hole |= region
-    return moves.fill(after, hole)
+    return Anatomy(moves.fill(mask, hole), before.schema) if hole.any() else after
+
+
+@lru_cache(maxsize=16)  # many masks are varied by one
+def _parsed(spec: str, schema: LabelSchema) -> Sequence[Variation]:
+    return tuple(parse_spec(spec, schema))
 
 
 def parse_spec(spec: str, schema: LabelSchema) -> list[Variation]:
@@ -290,21 +388,21 @@ def _example(name: str) -> str:
     return f"{name}:{target}{'=' if target else ''}{default * kind.scale:g}{kind.unit}"
 
 
-def _deform(parts: Parts, amount: float | None, _: Variation, random: np.random.Generator) -> Parts:
-    return moves.resample(parts, moves.deformed(parts.ground.shape, BEND * abs(amount or 0.0), random))
+def _deform(_: tuple[int, ...], amount: float, __: Variation, random: np.random.Generator) -> Move:
+    return moves.deformed(BEND * abs(amount), random)
 
 
-def _tilt(parts: Parts, amount: float | None, _: Variation, random: np.random.Generator) -> Parts:
-    return moves.resample(parts, moves.tilted(parts.ground.shape, amount or 0.0))
+def _tilt(shape: tuple[int, ...], amount: float, _: Variation, random: np.random.Generator) -> Move:
+    return moves.tilted(shape, amount)
 
 
-def _shift(parts: Parts, amount: float | None, variation: Variation, random: np.random.Generator) -> Parts:
-    lateral = depth = amount or 0.0
+def _shift(_: tuple[int, ...], amount: float, variation: Variation, random: np.random.Generator) -> Move:
+    lateral = depth = amount
     if variation.target is None and not variation.exact:
         depth *= random.uniform(-1, 1)
     if variation.target is not None:
         lateral, depth = (lateral, 0.0) if variation.target == "x" else (0.0, depth)
-    return moves.resample(parts, moves.shifted(parts.ground.shape, lateral, depth))
+    return moves.shifted(lateral, depth)
 
 
 def _thickness(parts: Parts, amount: float | None, variation: Variation, _: np.random.Generator) -> Parts:
@@ -344,11 +442,11 @@ def _insert(parts: Parts, amount: float | None, variation: Variation, random: np
 
 VARIATIONS = {
     "deform": Kind(
-        _deform, "smooth bend without folds; 1 moves things by 4 % of the side, root mean square",
+        Warp(_deform), "smooth bend without folds; 1 moves things by 4 % of the side, root mean square",
         unit="", scale=1.0, default=0.5, signed=False,
     ),
-    "tilt": Kind(_tilt, "everything tilted, right side deeper", unit="deg", scale=1.0, default=5.0, highest=20.0),
-    "shift": Kind(_shift, "moved sideways and in depth, or x= or depth= alone; part of the side", default=0.08,
+    "tilt": Kind(Warp(_tilt), "everything tilted, right side deeper", unit="deg", scale=1.0, default=5.0, highest=20.0),
+    "shift": Kind(Warp(_shift), "moved sideways and in depth, or x= or depth= alone; part of the side", default=0.08,
                   highest=0.4, target="optional"),
     "thickness": Kind(_thickness, "bands thicker or thinner, neighbours give way; part of the thickness", default=0.25,
                       target="optional"),

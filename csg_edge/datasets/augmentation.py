@@ -34,9 +34,12 @@ class Look:
 
     def apply(self, image: Image) -> Image:
         depth = np.linspace(-0.5, 0.5, image.shape[0], dtype=np.float32)[:, None]
-        levels = (image.astype(np.float32) / 255.0) ** self.gamma
+        table = (np.arange(256, dtype=np.float32) / 255.0) ** self.gamma
+        levels = np.asarray(cv2.LUT(image, table), np.float32)
         levels *= self.gain * (1.0 + self.slope * depth)
-        return (levels * 255.0 + 0.5).clip(0, 255).astype(np.uint8)
+        levels *= 255.0
+        levels += 0.5
+        return levels.clip(0, 255, out=levels).astype(np.uint8)
 
 
 @dataclass(frozen=True)
