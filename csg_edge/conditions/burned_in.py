@@ -3,6 +3,7 @@
 Text differs from tissue by its strokes: flat, of one level that hardly varies, with edges of a pixel or two, in letters
 of one height side by side. So the detector takes what stands out from its surroundings by a top-hat, keeps connected
 pieces that are as tall, as flat and as sharp as letters are, and calls three or more of them in a row a line of text.
+Letters that touch a bright fascia are one piece with it; a higher threshold parts them where they are brighter.
 It reads nothing. What it finds and misses is measured in docs/augment.md; it does not replace the eye of whoever gives
 images away.
 """
@@ -22,7 +23,8 @@ HEIGHTS = (5, 48)  # pixels of a letter, at most a tenth of the image
 STROKE = 0.3  # of the tallest letter: what is wider than that is no stroke
 FLAT = 0.12  # deviation of the levels inside a letter's strokes over their contrast
 SHARP = 0.5  # of the contrast: how much of it the edge takes within two pixels
-LETTERS = 3  # that make a line
+OUTLINES = ((0.5, 3), (0.65, 5))
+"""Of the contrast, what belongs to a letter, and how many letters then make a line: more where tissue parts too."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +62,29 @@ def crop_without(image: Image, boxes: list[Box], *, margin: int = 2) -> tuple[sl
 
 
 def _lines(image: Image) -> list[Box]:
-    letters = _letters(image)
-    lines: list[list[Box]] = []
-    for letter in sorted(letters, key=lambda box: box.x):
-        for line in lines:
-            if _goes_on(line[-1], letter):
-                line.append(letter)
-                break
-        else:
-            lines.append([letter])
-    return [_around(line) for line in lines if len(line) >= LETTERS]
-
-
-def _letters(image: Image) -> list[Box]:
-    """Pieces that are as tall, flat and sharp as letters."""
     tallest = max(HEIGHTS[0], min(HEIGHTS[1], image.shape[0] // 10))
     size = 2 * (round(STROKE * tallest) // 2) + 3
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (size, size))
     raised = np.asarray(cv2.subtract(image, cv2.morphologyEx(image, cv2.MORPH_OPEN, kernel)), np.uint8)
-    # Half of the contrast of each letter, whatever the contrast is, is where its outline lies.
+    # A share of the contrast of each letter, whatever the contrast is, is where its outline lies.
     peak = cv2.dilate(raised, cv2.getStructuringElement(cv2.MORPH_RECT, (7, 7)))
-    bright = (raised > np.maximum(peak // 2, LEAST_CONTRAST // 2)) & (peak >= LEAST_CONTRAST)
+    found = []
+    for share, least in OUTLINES:
+        bright = (raised > np.maximum(np.float32(share) * peak, LEAST_CONTRAST // 2)) & (peak >= LEAST_CONTRAST)
+        lines: list[list[Box]] = []
+        for letter in sorted(_letters(image, bright, tallest), key=lambda box: box.x):
+            for line in lines:
+                if _goes_on(line[-1], letter):
+                    line.append(letter)
+                    break
+            else:
+                lines.append([letter])
+        found += [_around(line) for line in lines if len(line) >= least]
+    return found
+
+
+def _letters(image: Image, bright: NDArray[np.bool_], tallest: int) -> list[Box]:
+    """Pieces of what is bright that are as tall, flat and sharp as letters."""
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(bright.astype(np.uint8), connectivity=8)
     found = []
     for index in range(1, count):
@@ -91,12 +95,12 @@ def _letters(image: Image) -> list[Box]:
             continue  # a block, not strokes
         place = slice(y, y + height), slice(x, x + width)
         inside = labels[place] == index
-        if _is_flat_and_sharp(image, raised, place, inside):
+        if _is_flat_and_sharp(image, place, inside):
             found.append(Box(x, y, width, height))
     return found
 
 
-def _is_flat_and_sharp(image: Image, raised: Image, place: tuple[slice, slice], inside: NDArray[np.bool_]) -> bool:
+def _is_flat_and_sharp(image: Image, place: tuple[slice, slice], inside: NDArray[np.bool_]) -> bool:
     rows, columns = place
     wide = slice(max(rows.start - 2, 0), rows.stop + 2), slice(max(columns.start - 2, 0), columns.stop + 2)
     around = np.zeros(image[wide].shape, np.uint8)

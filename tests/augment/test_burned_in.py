@@ -41,6 +41,16 @@ def test_text_on_tissue_is_mostly_found_and_tissue_is_no_text() -> None:
     assert np.mean(found) >= 0.8
 
 
+def test_letters_that_touch_a_bright_band_are_found() -> None:
+    image = np.zeros((200, 320), np.uint8)
+    image[56:72] = 150
+    write(image, "DOE JANE 61", (40, 60))
+    assert find_text(image)
+    image[:] = 0
+    image[56:72] = 150
+    assert not find_text(image)
+
+
 def test_dark_text_on_bright_is_found() -> None:
     image = np.full((200, 320), 230, np.uint8)
     write(image, "DOE JANE", (40, 60), level=10)
@@ -74,4 +84,4 @@ def test_real_images_without_text_are_left_alone(real_data: Path) -> None:
             count += 1
     print(f"text: found in {found} of {count}, seen where there is none in {false}")
     assert false <= 0.01 * count
-    assert found >= 0.8 * count
+    assert found >= 0.9 * count
