@@ -4,7 +4,8 @@
         --data ../shared/data/dltrack_aponeurosis --out benchmarks/results/training_loop.json
 
 For each set and seed a tenth of the training groups is drawn. All arms have the same network, iterations, classical
-augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop. Each repeat
+augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop, whose transform
+is asked more often by as much as checks refuse: it then leaves the real pair. Each repeat
 trains anew on the same groups, with other images, another order and another network to begin with: what is left
 between arms after that is not chance alone. Dice on the validation groups. Needs the dev extra and pytorch-ignite,
 which MONAI's engines run on. Trainings that `--out` has are not repeated.
@@ -104,6 +105,7 @@ def train(
     real: LabelledSet,
     made: LabelledSet,
     check: dict[str, float],
+    accepted: float,
     classes: int,
     iterations: int,
     seed: int,
@@ -116,7 +118,8 @@ def train(
         weights += [1.0 / len(made)] * len(made)
     steps: list[Any] = []
     if arm == "loop":
-        steps.append(RandCsgEdged(KEYS, prob=0.5, contexts=list(real.images), check=check, levels=(-1.0, 1.0)))
+        prob = min(1.0, 0.5 / accepted)
+        steps.append(RandCsgEdged(KEYS, prob=prob, contexts=list(real.images), check=check, levels=(-1.0, 1.0)))
     steps += [
         Resized(KEYS, (SIDE, SIDE), mode=("area", "nearest")),
         RandFlipd(KEYS, prob=0.5, spatial_axis=1),
@@ -197,8 +200,9 @@ def main() -> None:
         real = choose_groups(whole, 0.1, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             made, check = augmented(real, schema, Path(folder), given.synthetic, repeat)
+        accepted = len(made) / given.synthetic
         for arm in missing:
-            network = train(arm, real, made, check, len(schema), given.iterations, seed + 1000 * repeat)
+            network = train(arm, real, made, check, accepted, len(schema), given.iterations, seed + 1000 * repeat)
             scores = dice(network, held.resized(SIDE))
             rows.append({
                 "set": path.name, "seed": seed, "repeat": repeat, "arm": arm, "real": len(real),

@@ -140,6 +140,19 @@ class RuntimeContract:
             inputs[name][...] = value
         np.testing.assert_array_equal(runtime.run(inputs, outputs)["image"], runtime.run(feeds)["image"])
 
+    def test_the_same_arrays_with_other_values(self, runtime: Runtime, feeds: dict[str, Any]) -> None:
+        inputs, outputs = runtime.allocate()
+        for name, value in feeds.items():
+            inputs[name][:] = value
+        first = runtime.run(inputs, out=outputs)["image"].copy()
+        inputs["noise"][:] = feeds["noise"][..., ::-1]
+        second = runtime.run(inputs, out=outputs)["image"].copy()
+        wanted = runtime.run({**feeds, "noise": np.ascontiguousarray(feeds["noise"][..., ::-1])})["image"]
+        np.testing.assert_array_equal(second, wanted)
+        inputs["noise"][:] = feeds["noise"]
+        inputs["noise"].flags.writeable = False
+        np.testing.assert_array_equal(runtime.start(inputs, out=outputs).wait()["image"], first)
+
     def test_two_calls_under_way(self, runtime: Runtime, feeds: dict[str, Any]) -> None:
         other = {**feeds, "noise": -feeds["noise"]}
         handles = [runtime.start(item) for item in (feeds, other, feeds)]

@@ -154,8 +154,8 @@ def _vary_alone(mask: Image, schema: LabelSchema, variation: Variation, position
 
 def _vary_once(mask: Image, schema: LabelSchema, variations: Sequence[Variation], position: int, seed: int) -> Image:
     """One variation, or moves of everything in one go. position: of the first, which its draws follow from."""
-    hidden = np.zeros_like(mask, np.bool_) if _moves_everything(variations[0]) else mask == NO_MASK
-    mask = moves.fill(mask, hidden)
+    hidden = None if _moves_everything(variations[0]) else mask == NO_MASK
+    mask = mask if hidden is None else moves.fill(mask, hidden)
     before = _anatomy(mask.tobytes(), mask.shape, schema)
     written = ",".join(str(variation) for variation in variations)
     found: list[str] = []
@@ -168,7 +168,7 @@ def _vary_once(mask: Image, schema: LabelSchema, variations: Sequence[Variation]
         after = _without_specks(before, Anatomy(varied, schema), variations[0])
         found = _flaws(before, after, variations[0])
         if not found:
-            return np.where(hidden, np.uint8(NO_MASK), after.mask) if hidden.any() else after.mask
+            return after.mask if hidden is None else np.where(hidden, np.uint8(NO_MASK), after.mask)
     raise InputError(f"vary {written!r}: cannot be applied to this mask ({found[0]}); give a smaller amount")
 
 
@@ -228,6 +228,8 @@ class Anatomy:
     def stacked(self) -> set[tuple[int, int]]:
         """Pairs (a, b) of layers such that b lies directly under a somewhere."""
         ground = self.parts.ground
+        if int(ground.min()) == int(ground.max()):
+            return set()
         above, below = ground[:-1], ground[1:]
         border = (above != below) & (above != NO_MASK) & (below != NO_MASK)
         pairs = np.unique(above[border].astype(np.intp) * 256 + below[border])

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import csg_edge
+from csg_edge.augment.checks import Verdict
 from csg_edge.augment.make import PREFIX, Maker, Unit, changed
 from csg_edge.augment.plan import Look, Plan
 from csg_edge.augment.sources import Sources
@@ -196,6 +198,30 @@ class TestMaking:
             for made, again in zip(one.made, other.made, strict=True):
                 assert made.image.tobytes() == again.image.tobytes()
                 assert made.mask.tobytes() == again.mask.tobytes()
+
+    def test_alone_or_together_where_checks_refuse(self, sources: Sources, generator: Generator) -> None:
+        """What is drawn again comes after the other images of its mask, whatever is made beside them."""
+
+        class Fussy:
+            def look(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> int:
+                return int(image.sum())
+
+            def judge(
+                self, image: NDArray[np.uint8], seen: int, position: int, others: Sequence[NDArray[np.uint8]]
+            ) -> Verdict:
+                return Verdict({}, 1.0, ("copy",) if (seen + len(others)) % 3 == 0 else ())
+
+        maker = Maker(Plan(seed=5, attempts=3), sources, generator, Fussy())  # type: ignore[arg-type]
+        units = [Unit(position, 5, 5 * place) for place, position in enumerate(sources.positions[:5])]
+        together = {outcome.unit: outcome for outcome in maker.make(units)}
+        assert set(together) == set(units)
+        for unit in units:
+            (alone,) = maker.make([unit])
+            assert alone.tried == together[unit].tried
+            assert alone.faults == together[unit].faults
+            assert alone.left_out == together[unit].left_out
+            assert [made.facts for made in alone.made] == [made.facts for made in together[unit].made]
+        assert any(made.facts["attempt"] for outcome in together.values() for made in outcome.made)
 
     def test_image_is_what_generate_makes(self, phantom_set: Path, generator: Generator) -> None:
         sources = Sources(phantom_set, MSK_SCHEMA, (256, 256), own=True)
