@@ -5,9 +5,10 @@
 
 For each set and seed a tenth of the training groups is drawn. All arms have the same network, iterations, classical
 augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop, whose transform
-is asked more often by as much as checks refuse: it then leaves the real pair. Each repeat
-trains anew on the same groups, with other images, another order and another network to begin with: what is left
-between arms after that is not chance alone. Dice on the validation groups. Needs the dev extra and pytorch-ignite,
+is asked more often by as much as checks refuse: it then leaves the real pair. `loop` keeps as many variants of a pair
+as the folder has, in its cache; `fresh` makes a new image at each turn, which takes thrice the time. Each repeat trains
+anew on the same groups, with other images, another order and another network to begin with: what is left between arms
+after that is not chance alone. Dice on the validation groups. Needs the dev extra and pytorch-ignite,
 which MONAI's engines run on. Trainings that `--out` has are not repeated.
 """
 
@@ -53,7 +54,7 @@ from csg_edge.quality.segmentation import known_labels, mean_dice
 from csg_edge.quality.usefulness import choose_groups
 from csg_edge.storage import write_json
 
-ARMS = ("real", "folder", "loop")
+ARMS = ("real", "folder", "loop", "fresh")
 BATCH, SIDE, RATE = 8, 128, 4e-3
 KEYS = ("image", "label")
 
@@ -76,8 +77,8 @@ def write_set(data: LabelledSet, schema: LabelSchema, folder: Path) -> Path:
 
 def augmented(
     data: LabelledSet, schema: LabelSchema, folder: Path, wanted: int, seed: int
-) -> tuple[LabelledSet, dict[str, float]]:
-    """What `csg-edge augment` makes of a set, some `wanted` images, and the least Dice that it asks for by class."""
+) -> tuple[LabelledSet, dict[str, Any]]:
+    """What `csg-edge augment` makes of a set, some `wanted` images, and the limits of its checks."""
     source, out = write_set(data, schema, folder / "source"), folder / "out"
     factor = 1 + wanted / len(data)
     command = [
@@ -87,8 +88,8 @@ def augmented(
     done = CliRunner().invoke(csg_edge, command)
     if done.exit_code:
         raise InputError(done.output)
-    least = json.loads((out / "augmented.json").read_text())["limits"]["dice"]
-    return read_set(out, schema, split="train", size=data.images.shape[1]), least
+    limits = json.loads((out / "augmented.json").read_text())["limits"]
+    return read_set(out, schema, split="train", size=data.images.shape[1]), limits
 
 
 def pairs(data: LabelledSet) -> list[dict[str, Any]]:
@@ -104,8 +105,9 @@ def train(
     arm: str,
     real: LabelledSet,
     made: LabelledSet,
-    check: dict[str, float],
-    accepted: float,
+    limits: dict[str, Any],
+    synthetic: int,
+    cache: Path,
     classes: int,
     iterations: int,
     seed: int,
@@ -117,9 +119,13 @@ def train(
         items += pairs(made)
         weights += [1.0 / len(made)] * len(made)
     steps: list[Any] = []
-    if arm == "loop":
-        prob = min(1.0, 0.5 / accepted)
-        steps.append(RandCsgEdged(KEYS, prob=prob, contexts=list(real.images), check=check, levels=(-1.0, 1.0)))
+    if arm in ("loop", "fresh"):
+        prob = min(1.0, 0.5 * synthetic / len(made))
+        kept = {"variants": round(synthetic / len(real)), "cache": cache} if arm == "loop" else {}
+        steps.append(RandCsgEdged(
+            KEYS, prob=prob, contexts=list(real.images), check=limits["dice"], nearest=limits["nearest"],
+            levels=(-1.0, 1.0), **kept,
+        ))  # fmt: skip
     steps += [
         Resized(KEYS, (SIDE, SIDE), mode=("area", "nearest")),
         RandFlipd(KEYS, prob=0.5, spatial_axis=1),
@@ -186,6 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default="real,folder,loop")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--synthetic", type=int, default=300)
     given = parser.parse_args()
@@ -193,26 +200,31 @@ def main() -> None:
     rows = json.loads(given.out.read_text())["trainings"] if given.out.is_file() else []
     done = {(row["set"], row["seed"], row["repeat"], row["arm"]) for row in rows}
     for repeat, seed, path in product(range(given.repeats), range(given.seeds), given.data):
-        missing = [arm for arm in ARMS if (path.name, seed, repeat, arm) not in done]
+        missing = [arm for arm in given.arms.split(",") if (path.name, seed, repeat, arm) not in done]
         if not missing:
             continue
         whole, held = (read_set(path, schema, split=split, size=256) for split in ("train", "val"))
         real = choose_groups(whole, 0.1, seed=seed)
-        with tempfile.TemporaryDirectory() as folder:
-            made, check = augmented(real, schema, Path(folder), given.synthetic, repeat)
-        accepted = len(made) / given.synthetic
-        for arm in missing:
-            network = train(arm, real, made, check, accepted, len(schema), given.iterations, seed + 1000 * repeat)
-            scores = dice(network, held.resized(SIDE))
-            rows.append({
-                "set": path.name, "seed": seed, "repeat": repeat, "arm": arm, "real": len(real),
-                "synthetic": len(made) if arm == "folder" else None, "dice": [round(value, 4) for value in scores],
-            })  # fmt: skip
-            print(path.name, seed, repeat, arm, len(real), rows[-1]["synthetic"], f"{np.mean(scores):.3f}", flush=True)
-            write_json(given.out, {
-                "machine": processor_name(), "iterations": given.iterations, "batch": BATCH, "side": SIDE,
-                "summary": summary(rows), "trainings": rows,
-            })  # fmt: skip
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            made, limits = augmented(real, schema, folder, given.synthetic, repeat)
+            for arm in missing:
+                network = train(
+                    arm, real, made, limits, given.synthetic, folder / "cache", len(schema), given.iterations,
+                    seed + 1000 * repeat,
+                )  # fmt: skip
+                scores = dice(network, held.resized(SIDE))
+                rows.append({
+                    "set": path.name, "seed": seed, "repeat": repeat, "arm": arm, "real": len(real),
+                    "synthetic": len(made) if arm == "folder" else None, "dice": [round(value, 4) for value in scores],
+                })  # fmt: skip
+                print(
+                    path.name, seed, repeat, arm, len(real), rows[-1]["synthetic"], f"{np.mean(scores):.3f}", flush=True
+                )
+                write_json(given.out, {
+                    "machine": processor_name(), "iterations": given.iterations, "batch": BATCH, "side": SIDE,
+                    "summary": summary(rows), "trainings": rows,
+                })  # fmt: skip
 
 
 if __name__ == "__main__":

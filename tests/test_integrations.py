@@ -114,6 +114,25 @@ class TestArrays:
         np.testing.assert_array_equal(strict[0], image)
         np.testing.assert_array_equal(strict[1], mask)
 
+    def test_what_is_near_to_a_context_is_not_used(self, always: CsgEdge) -> None:
+        pytest.importorskip("monai", reason="the quality extra is not installed")
+        image, mask = PAIRS[0]
+        contexts = [pair[0] for pair in PAIRS]
+        free = CsgEdge(probability=1.0, contexts=contexts).make(image, mask, np.random.default_rng(1))
+        same = CsgEdge(probability=1.0, contexts=contexts, nearest=0.01).make(image, mask, np.random.default_rng(1))
+        np.testing.assert_array_equal(same[0], free[0])
+        # The image itself stands in the place of a real one that is too near to be of use.
+        for near in ([*contexts, free[0]], [free[0]]):
+            edge = CsgEdge(probability=1.0, contexts=contexts, nearest=0.3)
+            edge._contexts = list(near)
+            assert not edge._is_new(free[0], image)
+        assert CsgEdge(probability=1.0, contexts=contexts, nearest=0.01)._is_new(free[0], image)
+        assert not CsgEdge(probability=1.0, nearest=0.0)._is_new(image, image)  # the pair's own image again
+        strict = CsgEdge(probability=1.0, contexts=contexts, nearest=1.0).make(image, mask, np.random.default_rng(1))
+        assert strict[0] is image
+        with pytest.raises(InputError, match="nearest"):
+            CsgEdge(nearest=1.5)
+
     def test_albumentations_convention(self, always: CsgEdge) -> None:
         image, mask = PAIRS[0]
         found = always(image=image, mask=mask, name="kept")

@@ -21,13 +21,12 @@ from csg_edge.conditions.arrays import resize_image
 from csg_edge.errors import InputError
 from csg_edge.labels import LabelSchema
 from csg_edge.progress import Progress
-from csg_edge.quality.memorisation import CLOSEST, Reference, image_distances
+from csg_edge.quality.memorisation import CLOSEST, COPY, Reference, image_distances
 from csg_edge.quality.segmentation import dice_by_image
 
 ORDINARY = 0.1  # share of real images whose Dice may lie below the limit that they set
 HIGHEST = 0.7  # a limit that real images set is not higher
 LEAST_HELD_OUT = 20  # images from which a distance that is usual between real ones can be told
-COPY = 0.2  # distance: altered copies stay below 0.05, images of one mask were at 0.33 or more
 SAMPLE = 400  # real images, at most, from which limits are taken
 
 Image = NDArray[np.uint8]

@@ -32,6 +32,7 @@ from csg_edge.storage import written_whole
 
 if TYPE_CHECKING:  # it needs the quality extra, which images that are not checked do not
     from csg_edge.quality.evaluators import Evaluators
+    from csg_edge.quality.memorisation import Reference
 
 _LOOKS = 0x6C6F6F6B  # keeps draws of appearance apart from others of the same key
 PLAN = Plan()  # what is not said otherwise
@@ -48,8 +49,10 @@ class CsgEdge:
     image itself; give images of training groups alone. appearance: how contexts are changed, None for not at all; vary,
     direction: as `csg-edge generate --vary` and `--fibre`. What is not given is as in a plan of `csg-edge augment`.
     check: least Dice (0 to 1) of every class, or of classes by name, that the shipped segmenter must reach on an image;
-    below, another is drawn, ATTEMPTS in all, and then the pair stays as it is; it needs the quality extra. What
-    `csg-edge augment` found right for a set stands in its augmented.json. classes: names of the mask's indices,
+    below, another is drawn, ATTEMPTS in all, and then the pair stays as it is; it needs the quality extra. nearest: the
+    same for the distance (0 to 1, `quality.memorisation`) to the nearest of contexts that is not the pair's own image;
+    what is nearer than real images are to each other adds nothing to them. What `csg-edge augment` found right for a
+    set stands in its augmented.json, under limits. classes: names of the mask's indices,
     background first, if they are not the bundle's. bundle, steps, runtime, device, precision: as `csg_edge.load`;
     threads: of each process's engine. variants: if not 0, only so many images are ever made of a pair, by turns of the
     draw; cache: a folder that keeps them, of at most about cache_mb megabytes.
@@ -59,7 +62,8 @@ class CsgEdge:
     def __init__(
         self, *, probability: float = 0.5, contexts: Path | str | Sequence[Image] | None = None,
         vary: str | None = PLAN.vary, direction: str | None = None, appearance: Appearance | None = PLAN.appearance,
-        check: float | Mapping[str, float] | None = None, classes: Sequence[str] | None = None,
+        check: float | Mapping[str, float] | None = None, nearest: float | None = None,
+        classes: Sequence[str] | None = None,
         bundle: str | Path = "msk-256", steps: int = 1, runtime: str = "auto", device: str = "auto",
         precision: str = "auto", threads: int = 1, variants: int = 0, cache: Path | str | None = None,
         cache_mb: float = 500.0,
@@ -74,7 +78,9 @@ class CsgEdge:
         for least in () if check is None else check.values() if isinstance(check, Mapping) else (check,):
             if not 0.0 <= least <= 1.0:
                 raise InputError(f"check {least:g}: give a Dice from 0 to 1")
-        self.check = check
+        if nearest is not None and not 0.0 <= nearest <= 1.0:
+            raise InputError(f"nearest {nearest:g}: give a distance from 0 to 1")
+        self.check, self.nearest = check, nearest
         self._load: dict[str, Any] = {
             "bundle": bundle, "steps": steps, "runtime": runtime, "device": device, "precision": precision,
             "threads": threads,
@@ -94,6 +100,7 @@ class CsgEdge:
         self._own = contexts is None
         self._opened: Generator | None = None
         self._segmenter: Evaluators | None = None
+        self._reference: Reference | None = None
 
     def make(self, image: Image, mask: Image, random: np.random.Generator) -> tuple[Image, Image]:
         """The pair, or with `probability` a synthetic one of the same size, (H, W) uint8 each.
@@ -117,9 +124,11 @@ class CsgEdge:
         schema, size = self._generator().bundle.manifest.schema, self._generator().bundle.manifest.image_size
         there, back = self._tables(schema)
         given = resize_mask(there[mask], *size)
-        for attempt in range(ATTEMPTS if self.check is not None else 1):
+        checked = self.check is not None or self.nearest is not None
+        for attempt in range(ATTEMPTS if checked else 1):
             made, labels = self._attempt(image, given, key + attempt, (place + attempt) % len(self._contexts))
-            if self.check is None or self._is_found(made, labels):
+            found = self.check is None or self._is_found(made, labels)
+            if found and (self.nearest is None or self._is_new(made, image)):
                 stored = back[resize_mask(labels, *mask.shape)]
                 if (stored < 0).any():
                     raise InputError("vary: it brings a class that classes does not name; leave it out")
@@ -154,10 +163,26 @@ class CsgEdge:
         least = {schema.index(name): value for name, value in every.items()}
         return all(value >= least.get(index, 0.0) for index, value in score.items())
 
+    def _is_new(self, image: Image, own: Image) -> bool:
+        """Whether an image is near to none of the contexts, nor nearly the pair's own image."""
+        from csg_edge.quality.memorisation import COPY, Reference, image_distances
+
+        size = image.shape
+        own = resize_image(own, *size)
+        if image_distances(image[None], own[None])[0, 0] < COPY:
+            return False
+        if self._own:
+            return True
+        if self._reference is None:
+            contexts = [self._context(place, size) for place in range(len(self._contexts))]
+            self._reference = Reference(np.stack(contexts))
+        others = self._reference.distances(own[None])[0] >= COPY
+        return bool(self._reference.distances(image[None])[0].min(where=others, initial=1.0) >= (self.nearest or 0.0))
+
     def _kept(self, image: Image, mask: Image, variant: int) -> tuple[Image, Image]:
         """A variant from the cache, made if it is not there; seed and context follow from the pair and its number."""
         assert self._cache is not None
-        how = self.vary, self.direction, self.appearance, self.check, sorted(self._load.items())
+        how = self.vary, self.direction, self.appearance, self.check, self.nearest, sorted(self._load.items())
         digest = hashlib.sha256(repr((image.shape, variant, *how)).encode())
         for array in (image, mask):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -25,6 +25,7 @@ from csg_edge.quality.record import Figure
 CELLS = 64  # images are compared at 64 x 64
 REACH = 2  # cells of shift each way: 8 pixels at 256
 CLOSEST = 0.05  # share of the held-out images that counts as unusually near
+COPY = 0.2  # distance: altered copies stay below 0.05, images of one mask were at 0.33 or more
 _STEP = 25  # images compared at a time, each in 50 shifted and mirrored forms
 
 
