@@ -33,7 +33,7 @@ def main() -> None:
     kept = ["--trajectories-in", run / "trajectories", *flags(recipe["trajectories"])]
     for student, options in recipe["students"].items():
         out, bundle = run / student, arguments.bundles / student
-        card, targets = arguments.recipe.parent / options.pop("card"), options.pop("calibrate", [])
+        card, targets = arguments.recipe.parent / options.pop("card"), options.pop("calibrate", {})
         finish = options.pop("finish", {})
         distill = ["distill", run / "teacher" / "teacher", *sets, *kept]
         call(*distill, "--out", out, *flags(options))
@@ -42,9 +42,9 @@ def main() -> None:
             call(*distill, "--out", out, "--init", start / "student", *flags(options | finish))
         documents = ["--card", card, "--license", Path(__file__).parents[1] / "LICENSE"]
         call("export", out / "student", "--out", bundle, *documents, "--name", student)
-        if targets:
-            chosen = [part for target in targets for part in ("--target", target)]
-            report = ["--report", out / "calibration", "--out", bundle]
+        for target, steps in targets.items():
+            chosen = ["--target", target, "--steps", steps]
+            report = ["--report", out / f"calibration-{target.split(':')[0]}", "--out", bundle]
             # An engine that does not earn its place is left out, and that is no failure of the recipe.
             call("calibrate", bundle, *sets[:2], "--calibrate-only", phantom, *chosen, *report, accepted=(0, 1))
         call("verify", bundle)
