@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions import mask_moves
+from csg_edge.conditions import mask_parts
 from csg_edge.conditions.contexts import GRAM_FIGURES, ContextBank, style_of
 from csg_edge.conditions.masks import vary_by
 from csg_edge.datasets.labelled_set import LabelledSet, find_sets, read_set
@@ -181,8 +181,8 @@ def describe(mask: Image, classes: list[int]) -> Floats:
         where = np.flatnonzero(thickness)
         middle = (rows * area).sum(axis=0)[where] / thickness[where]
         tilt = float(np.polyfit(where, middle, 1)[0]) if len(where) > 3 else 0.0
-        side = float(columns[area].mean()) / width if mask_moves.is_blob(mask, index, MSK_SCHEMA) else 0.5
-        parts = min(len(mask_moves.components(area)), 6) / 6
+        side = float(columns[area].mean()) / width if mask_parts.is_blob(mask, index, MSK_SCHEMA) else 0.5
+        parts = min(len(mask_parts.components(area)), 6) / 6
         found += [rows[area].mean() / height, side, np.clip(tilt, -1, 1), thickness[where].mean() / height, parts]
     return np.array(found)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from csg_edge.conditions import mask_moves
 from csg_edge.conditions.arrays import resize_mask
+from csg_edge.conditions.mask_parts import components
 from csg_edge.conditions.masks import VARIATIONS, flaws, parse_spec, vary, vary_by
 from csg_edge.datasets.labelled_set import find_sets, read_set
 from csg_edge.datasets.phantom import SCENES, render_mask, sample_geometry
@@ -26,7 +27,7 @@ def phantom(scene: str, seed: int, *, size: int = 128) -> Image:
 
 def sizes(mask: Image, index: int) -> list[int]:
     """Areas of the parts of a class, the largest first."""
-    return [box[4] for _, box in mask_moves.components(mask == index)][::-1]
+    return [box[4] for _, box in components(mask == index)][::-1]
 
 
 def thickness(mask: Image, index: int) -> float:

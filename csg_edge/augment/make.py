@@ -214,10 +214,10 @@ class Maker:
 
     def remake(self, facts: dict[str, Any]) -> Made:
         """An image from its provenance. Raises InputError where the set has its mask or context no more."""
-        position = self._find(facts["mask_sha256"], "mask", self.sources.mask, self.sources.positions)
+        position = self._find(facts["mask_sha256"], "mask", self.sources.mask_digest, self.sources.positions)
         places = [Context(place) for place in self.sources.positions]
         places += [Context(None, path) for path in self.sources.others]
-        context = self._find(facts["context_sha256"], "context", self.sources.context, places)
+        context = self._find(facts["context_sha256"], "context", self.sources.context_digest, places)
         for key in ("manifest_sha256", "engine", "steps"):
             if facts[key] != self._engine[key]:
                 raise InputError(
@@ -234,9 +234,9 @@ class Maker:
         return Made(facts["id"], position, image, ready.mask, made)
 
     @staticmethod
-    def _find(digest: str, kind: str, read: Callable[[T], Image], places: Sequence[T]) -> T:
+    def _find(digest: str, kind: str, digest_of: Callable[[T], str], places: Sequence[T]) -> T:
         for place in places:
-            if image_digest(read(place)) == digest:
+            if digest_of(place) == digest:
                 return place
         raise InputError(f"no {kind} of SHA-256 {digest[:16]}... in the set; give the set as it was")
 

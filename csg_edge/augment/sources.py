@@ -71,11 +71,11 @@ class Sources:
         self.others = _other_files(contexts)
         self._boxes: dict[Context, list[Box]] = {}
         self._allowed: dict[str, tuple[Context, ...]] = {}
-        self._last: tuple[int, tuple[Context, ...]] | None = None
         self._rings: dict[str, tuple[Context, ...]] = {}
         self.refused: dict[str, str] = {}
         self._read = lru_cache(KEPT)(self._read_now)
         self.mask_digest = lru_cache(KEPT_SMALL)(lambda position: image_digest(self.mask(position)))
+        self.allowed = lru_cache(1)(self._allowed_for)  # the images of a mask are made in turn
         self.context_digest = lru_cache(KEPT_SMALL)(lambda context: image_digest(self.context(context)))
         self.mask = lru_cache(KEPT_SMALL)(self._mask)
         self.context = lru_cache(KEPT_SMALL)(self._context)
@@ -93,7 +93,7 @@ class Sources:
             if progress:
                 progress.advance()
         self._allowed.clear()
-        self._last = None
+        self.allowed.cache_clear()
         for position in self.positions:
             if not self.allowed(position):
                 raise InputError(
@@ -121,7 +121,7 @@ class Sources:
     def group(self, position: int) -> str:
         return self.set.examples[position].group
 
-    def allowed(self, position: int) -> tuple[Context, ...]:
+    def _allowed_for(self, position: int) -> tuple[Context, ...]:
         """The contexts that a mask may meet: of groups that are validated in the same folds as its own.
 
         So an image made of both can go into training wherever both may. The mask's own image counts only where the
@@ -130,10 +130,7 @@ class Sources:
         if self._own:
             own = Context(position)
             return () if self.context_name(own) in self.refused else (own,)
-        if self._last is None or self._last[0] != position:  # the images of a mask are made in turn
-            others = self._of_group(self.group(position))
-            self._last = position, tuple(context for context in others if context.position != position)
-        return self._last[1]
+        return tuple(context for context in self._of_group(self.group(position)) if context.position != position)
 
     def diverse(self, position: int, seed: int) -> tuple[Context, ...]:
         """The same contexts, each as unlike those before it as possible."""

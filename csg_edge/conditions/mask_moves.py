@@ -1,144 +1,28 @@
-"""Moves of a label map: bend, tilt, shift, thicken; grow, add and take away blobs. NumPy and OpenCV only.
+"""Moves of a whole label map: bend, tilt, shift, thicken. NumPy and OpenCV only.
 
-A mask is taken apart into ground (layers from the probe down, unbroken across the width) and blobs (closed shapes on
-top of it: nerve, vessel, tear). Both are resampled by one map; a blob that has a host stays inside it. Layers go on
-sideways along their own slope where a move reaches beyond the picture, and a blob cut by the edge is closed by its
-mirror image, so that no move drags the edge column across the picture.
+Ground and blobs (`mask_parts`) are resampled by one map. Layers go on sideways along their own slope where a move
+reaches beyond the picture, and a blob cut by the edge is closed by its mirror image, so that no move drags the edge
+column across the picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_edge.conditions.arrays import class_counts, classes_in, most_voted
-from csg_edge.errors import InputError
-from csg_edge.labels import NO_MASK, LabelSchema
+from csg_edge.conditions.arrays import classes_in, most_voted
+from csg_edge.conditions.mask_parts import NO_BLOB, Bools, Floats, Image, Parts, components
 
-Image = NDArray[np.uint8]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
 Map = tuple[Floats, Floats]  # source column and source row of every pixel, float32 (H, W)
 
-NO_BLOB = 255
-LAYERS = ("background", "superficial_tissue", "aponeurosis", "muscle", "deep_tissue", "tendon", "bone")
-BLOBS = ("nerve", "vessel", "ditf")
-# Where a finding may lie, and what closes the hole it leaves.
-HOSTS = {
-    "ditf": ("tendon",),
-    "nerve": ("muscle", "deep_tissue", "background"),
-    "vessel": ("muscle", "deep_tissue", "background"),
-}
-CONFINED = {"ditf": "tendon"}  # a tear is a part of its tendon
 MIN_BAND = 2.0  # pixels; no band is made thinner than this
 LATTICE = 32  # nodes, each way, on which a bend is worked out
 _ROW = 256  # places in a row of a map for some pixels only; OpenCV's rows have an end
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A mask taken apart: ground (H, W) without blobs, and blobs (H, W) with NO_BLOB where there is none."""
-
-    ground: Image
-    blobs: Image
-    schema: LabelSchema
-
-    @cached_property
-    def has_blobs(self) -> bool:
-        return int(self.blobs.min()) != NO_BLOB
-
-    @cached_property
-    def counts(self) -> tuple[Floats, Floats]:
-        """Pixels of each index in the ground and in the blobs."""
-        return class_counts(self.ground), class_counts(self.blobs)
-
-    def joined(self) -> Image:
-        """The mask; a confined blob is drawn inside its host only."""
-        mask = self.ground.copy()
-        if not self.has_blobs:
-            return mask
-        drawn = self.blobs != NO_BLOB
-        for name, host in CONFINED.items():
-            if name in self.schema.names and host in self.schema.names:
-                outside = (self.blobs == self.schema.index(name)) & (self.ground != self.schema.index(host))
-                drawn &= ~outside
-        cv2.copyTo(self.blobs, drawn.view(np.uint8), mask)
-        return mask
-
-
-def take_apart(mask: Image, schema: LabelSchema, present: Sequence[int] | None = None) -> Parts:
-    """Ground and blobs of a mask; under a blob lies its host, or the nearest layer. present: its classes, if known."""
-    present = classes_in(mask) if present is None else present
-    found = [index for index in present if is_blob(mask, index, schema)]
-    table = np.full(256, NO_BLOB, np.uint8)
-    table[found] = found
-    blobs = np.asarray(cv2.LUT(mask, table), np.uint8)
-    layers = [index for index in present if index not in found]
-    if len(layers) == 1:
-        ground = np.full_like(mask, layers[0])
-    else:
-        ground = fill(mask, blobs != NO_BLOB) if found else mask.copy()
-    for name, host in CONFINED.items():
-        if name in schema.names and host in schema.names:
-            torn = schema.index(name)
-            if torn in present and schema.index(host) in present:
-                ground[mask == torn] = schema.index(host)
-    return Parts(ground, blobs, schema)
-
-
-def is_blob(mask: Image, index: int, schema: LabelSchema) -> bool:
-    """Whether a class is a closed shape rather than a layer: by its name, else if no part of it is half as wide."""
-    if index in (0, NO_MASK) or schema.names[index] in LAYERS:
-        return False
-    name = schema.names[index]
-    return name in BLOBS or all(box[2] < mask.shape[1] / 2 for _, box in components(mask == index))
-
-
-def components(region: Bools) -> list[tuple[Bools, tuple[int, int, int, int, int]]]:
-    """8-connected parts of a region (H, W): each with its (x, y, width, height, area), the smallest first."""
-    # OpenCV's own statistics take seven times as long as its labels.
-    count, labels = cv2.connectedComponents(region.view(np.uint8), connectivity=8)
-    found = []
-    for part in [region] if count == 2 else [labels == index for index in range(1, count)]:
-        pixels = part.view(np.uint8)
-        x, y, width, height = cv2.boundingRect(pixels)
-        found.append((part, (x, y, width, height, cv2.countNonZero(pixels))))
-    return sorted(found, key=lambda item: item[1][4])
-
-
-def count_components(region: Bools) -> int:
-    """The number of 8-connected parts of a region (H, W)."""
-    pixels = region.view(np.uint8)
-    x, y, width, height = cv2.boundingRect(pixels)
-    box = pixels[y : y + height, x : x + width]
-    return int(cv2.connectedComponents(box, connectivity=8, ltype=cv2.CV_16U)[0]) - 1 if box.size else 0
-
-
-def fill(mask: Image, hole: Bools) -> Image:
-    """The mask with each pixel of a hole given the class of the nearest pixel outside it; background without any."""
-    if not hole.any():
-        return mask.copy()
-    if hole.all():
-        return np.zeros_like(mask)
-    # The nearest is never farther than the first pixel beyond the box around the hole.
-    x, y, width, height = cv2.boundingRect(hole.view(np.uint8))
-    box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
-    inside, part = hole[box], mask[box]
-    # OpenCV numbers the pixels outside the hole and tells for each pixel the number of the nearest.
-    _, nearest = cv2.distanceTransformWithLabels(
-        inside.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )  # fmt: skip
-    classes = np.zeros(int(nearest.max()) + 1, np.uint8)
-    classes[nearest[~inside]] = part[~inside]
-    filled = mask.copy()
-    filled[box] = np.where(inside, classes[nearest], part)
-    return filled
 
 
 def resample(parts: Parts, source: Map) -> Parts:
@@ -176,7 +60,7 @@ def _beyond(places: Floats, side: int) -> int:
 def _vote(labels: Image, columns: Floats, rows: Floats, counts: Floats) -> Image:
     """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive.
 
-    counts: pixels of each index, none of which is in `labels` without being there.
+    counts: (256,) pixels of each index that `labels` may hold.
     """
     # Where the neighbours of the nearest pixel are of one class, there is nothing to vote on: most of a mask.
     around = np.ones((3, 3), np.uint8)
@@ -397,115 +281,3 @@ def _thicken_column(inside: Bools, fraction: float, edges: NDArray[np.float64]) 
     here = np.concatenate([[0.0], np.stack([tops, bottoms], axis=1).ravel(), [height]])
     there = np.concatenate([[0.0], np.stack([new_tops, new_bottoms], axis=1).ravel(), [height]])
     return np.asarray(np.interp(edges, here, there))
-
-
-def scale_blobs(parts: Parts, index: int, factor: float) -> Parts:
-    """Every blob of a class grown or shrunk about its centre; it stops at other blobs."""
-    blobs = parts.blobs.copy()
-    blobs[blobs == index] = NO_BLOB
-    others = blobs != NO_BLOB
-    taken = np.zeros_like(others)
-    height, width = blobs.shape
-    gap = max(2, round(0.015 * height))
-    for region, _ in components(parts.blobs == index):
-        ys, xs = np.nonzero(region)
-        x, y = float(xs.mean()), float(ys.mean())
-        matrix = np.array([[factor, 0, (1 - factor) * x], [0, factor, (1 - factor) * y]])
-        share = cv2.warpAffine(
-            region.astype(np.float32), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        grown = (share > 0.5) & ~others & ~_dilate(taken, gap)
-        pieces = components(grown)
-        if pieces:  # what another blob cut off is left out
-            blobs[pieces[-1][0]] = index
-            taken |= pieces[-1][0]
-    return Parts(parts.ground, blobs, parts.schema)
-
-
-def remove_blobs(parts: Parts, index: int) -> Parts:
-    """Every blob of a class taken away; the ground shows."""
-    return Parts(parts.ground, np.where(parts.blobs == index, np.uint8(NO_BLOB), parts.blobs), parts.schema)
-
-
-def insert_tear(parts: Parts, index: int, size: float | None, random: np.random.Generator) -> Parts:
-    """A discontinuity in tendon fibres: a ragged shape along the fibres, clear of other tears.
-
-    size: its height as a fraction of the tendon's thickness there, drawn if None. Raises InputError where there is
-    no tendon or no room.
-    """
-    names = parts.schema.names
-    host = parts.schema.index("tendon") if "tendon" in names else NO_BLOB
-    tendons = components(parts.ground == host)
-    if not tendons:
-        raise InputError("this mask has no tendon to tear; choose masks with tendon")
-    tendon = tendons[-1][0]
-    height, width = tendon.shape
-    thickness = tendon.sum(axis=0)
-    inside = np.flatnonzero(thickness >= max(6, 0.03 * height))
-    if len(inside) < 0.15 * width:
-        raise InputError("the tendon is too thin or too short for a tear; choose another mask")
-    middle = np.interp(np.arange(width), inside, (np.arange(height) @ tendon)[inside] / thickness[inside])
-    middle = cv2.GaussianBlur(middle[None], (0, 0), 0.03 * width, borderType=cv2.BORDER_REPLICATE)[0]
-    columns, rows = grid(tendon.shape)
-    free = tendon & ~_dilate(parts.blobs != NO_BLOB, max(2, round(0.015 * height)))
-    for _ in range(60):
-        x = int(random.choice(inside))
-        part = random.uniform(0.28, 0.72) if size is None else size
-        tall = part * thickness[x] / 2
-        long = random.uniform(0.06, 0.15) * width * (1.0 if size is None else min(1.0, 0.5 + size))
-        off = random.uniform(-1, 1) * max(0.0, 0.45 * thickness[x] - tall)
-        u, v = (columns - x) / long, (rows - middle[None].astype(np.float32) - off) / tall
-        shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.25, 7)) & tendon
-        if shape.any() and (shape & free).sum() == shape.sum() and count_components(shape) == 1:
-            # Shreds of tendon that a tear cuts off at the border belong to the tear.
-            for shred, box in components(tendon & ~shape):
-                if box[4] < max(8, 0.001 * shape.size):
-                    shape |= shred
-            return Parts(parts.ground, np.where(shape, np.uint8(index), parts.blobs), parts.schema)
-    raise InputError("no room for another tear in this tendon; choose a smaller size")
-
-
-def insert_round(parts: Parts, index: int, size: float | None, random: np.random.Generator) -> Parts:
-    """A vessel or nerve: a rounded shape in muscle, deep tissue or background, clear of other blobs and of bone shadow.
-
-    size: its width as a fraction of the picture's, drawn if None. Raises InputError where there is no room.
-    """
-    schema, (height, width) = parts.schema, parts.ground.shape
-    allowed = [schema.index(name) for name in HOSTS[schema.names[index]] if name in schema.names]
-    free = np.isin(parts.ground, allowed) & ~_dilate(parts.blobs != NO_BLOB, max(2, round(0.015 * height)))
-    if "bone" in schema.names:  # nothing is imaged behind bone
-        free &= ~np.maximum.accumulate(parts.ground == schema.index("bone"), axis=0)
-    free[: round(0.06 * height)] = False  # skin
-    room = cv2.distanceTransform(np.pad(free, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    for attempt in range(20):
-        half = (random.uniform(0.04, 0.1) if size is None else size / 2) * width
-        if size is None:
-            half *= 0.92**attempt
-        ys, xs = np.nonzero(room > half * 1.1)
-        if not len(ys):
-            continue
-        place = int(random.integers(len(ys)))
-        angle, flat = random.uniform(-0.5, 0.5), random.uniform(0.55, 1.0)
-        columns, rows = grid(free.shape)
-        across, down = columns - xs[place], rows - ys[place]
-        u = (across * math.cos(angle) + down * math.sin(angle)) / half
-        v = (down * math.cos(angle) - across * math.sin(angle)) / (half * flat)
-        shape = (np.hypot(u, v) < _ragged(np.arctan2(v, u), random, 0.07, 3)) & free
-        if shape.sum() >= 12 and count_components(shape) == 1:
-            return Parts(parts.ground, np.where(shape, np.uint8(index), parts.blobs), schema)
-    name = schema.names[index]
-    raise InputError(f"no room for a {name} clear of what is there; choose a smaller size or another mask")
-
-
-def _ragged(angle: Floats, random: np.random.Generator, amplitude: float, count: int) -> Floats:
-    """Radius (1 on average) of an outline over its angle: harmonics 2, 3, ... with falling amplitudes."""
-    radius = np.ones_like(angle)
-    for k in range(count):
-        size, phase = random.uniform(0, amplitude) / math.sqrt(k + 1), random.uniform(0, 2 * math.pi)
-        radius += np.float32(size) * np.cos((k + 2) * angle + np.float32(phase))
-    return radius
-
-
-def _dilate(region: Bools, pixels: int) -> Bools:
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
-    return np.asarray(cv2.dilate(region.astype(np.uint8), kernel) > 0)

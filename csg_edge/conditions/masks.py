@@ -16,26 +16,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
-from numpy.typing import NDArray
 
+from csg_edge.conditions import mask_blobs as blobs
 from csg_edge.conditions import mask_moves as moves
 from csg_edge.conditions.arrays import check_mask, classes_in
-from csg_edge.conditions.mask_moves import Move, Parts
+from csg_edge.conditions.mask_flaws import NONE, Anatomy, flaws_between, without_specks
+from csg_edge.conditions.mask_moves import Move
+from csg_edge.conditions.mask_parts import CONFINED, NO_BLOB, Image, Parts, fill
 from csg_edge.errors import InputError
 from csg_edge.labels import NO_MASK, LabelSchema
 from csg_edge.noise import check_seed
 
-Image = NDArray[np.uint8]
-
 ATTEMPTS = 10
 BANDS = ("aponeurosis", "tendon")  # what `thickness` means when it names no class
-SPACES = ("background", "superficial_tissue", "muscle", "deep_tissue")  # what bands lie in
-SPECK = 0.0003  # of the picture: a part smaller than this that was not there is filled by what surrounds it
 BEND = 0.04  # root mean square displacement of deform:1, of the sides
 _STREAM = 0x6D61736B  # keeps these draws apart from others made with the same seed
 
@@ -114,49 +114,45 @@ def vary_by(mask: Image, schema: LabelSchema, spec: str | Sequence[Variation], *
     varied = check_mask(mask, schema, name="mask").copy()
     if int(mask.min()) == NO_MASK:
         return varied
-    position = 0
-    while position < len(variations):
-        together = _moves_of_everything(variations[position:])
-        try:
-            varied = _vary_once(varied, schema, variations[position : position + together], position, check_seed(seed))
-        except InputError:
-            if together > 1:  # not together: one at a time
-                for place in range(position, position + together):
-                    varied = _vary_alone(varied, schema, variations[place], place, seed)
-            elif not variations[position].optional:
-                raise
-        position += together
+    for position, group in _groups(variations):
+        varied = _vary_group(varied, schema, group, position, check_seed(seed))
     return varied
 
 
-def _moves_of_everything(variations: Sequence[Variation]) -> int:
-    """How many of the variations, from the first on, are made in one go."""
-    number = 0
-    for variation in variations:
-        if not _moves_everything(variation):
-            break
-        number += 1
-    return max(number, 1)
+def _groups(variations: Sequence[Variation]) -> Iterator[tuple[int, list[Variation]]]:
+    """Moves of everything that follow each other, to be made in one go, and the others alone; the first's position."""
+
+    def place(item: tuple[int, Variation]) -> int | None:
+        return None if _moves_everything(item[1]) else item[0]
+
+    for _, items in groupby(enumerate(variations), place):
+        group = list(items)
+        yield group[0][0], [variation for _, variation in group]
 
 
 def _moves_everything(variation: Variation) -> bool:
     return isinstance(VARIATIONS[variation.name].work, Warp)
 
 
-def _vary_alone(mask: Image, schema: LabelSchema, variation: Variation, position: int, seed: int) -> Image:
-    try:
-        return _vary_once(mask, schema, [variation], position, seed)
-    except InputError:
-        if not variation.optional:
-            raise
-        return mask
+def _vary_group(mask: Image, schema: LabelSchema, group: Sequence[Variation], position: int, seed: int) -> Image:
+    if len(group) > 1:
+        with suppress(InputError):  # not together: one at a time
+            return _vary_once(mask, schema, group, position, seed)
+    for place, variation in enumerate(group, position):
+        try:
+            mask = _vary_once(mask, schema, [variation], place, seed)
+        except InputError:
+            if not variation.optional:
+                raise
+    return mask
 
 
 def _vary_once(mask: Image, schema: LabelSchema, variations: Sequence[Variation], position: int, seed: int) -> Image:
     """One variation, or moves of everything in one go. position: of the first, which its draws follow from."""
     hidden = None if _moves_everything(variations[0]) else mask == NO_MASK
-    mask = mask if hidden is None else moves.fill(mask, hidden)
+    mask = mask if hidden is None else fill(mask, hidden)
     before = _anatomy(mask.tobytes(), mask.shape, schema)
+    inserted, removed = _comes_and_goes(variations[0], schema)
     written = ",".join(str(variation) for variation in variations)
     found: list[str] = []
     for attempt in range(ATTEMPTS):
@@ -165,8 +161,8 @@ def _vary_once(mask: Image, schema: LabelSchema, variations: Sequence[Variation]
             varied = _apply(before.parts, variations, drawn).joined()
         except InputError as error:
             raise InputError(f"vary {written!r}: {error}") from None
-        after = _without_specks(before, Anatomy(varied, schema), variations[0])
-        found = _flaws(before, after, variations[0])
+        after = without_specks(before, Anatomy(varied, schema), inserted=inserted)
+        found = flaws_between(before, after, inserted=inserted, removed=removed)
         if not found:
             return after.mask if hidden is None else np.where(hidden, np.uint8(NO_MASK), after.mask)
     raise InputError(f"vary {written!r}: cannot be applied to this mask ({found[0]}); give a smaller amount")
@@ -197,45 +193,6 @@ def _apply(
     return moves.resample(parts, whole.source(shape))
 
 
-class Anatomy:
-    """A mask and what its flaws are told by; each is found when it is first asked for. 255 counts as one more layer."""
-
-    def __init__(self, mask: Image, schema: LabelSchema) -> None:
-        self.mask, self.schema = mask, schema
-        self._counts: dict[tuple[int, bool], int] = {}
-
-    @cached_property
-    def classes(self) -> list[int]:
-        return classes_in(self.mask)
-
-    @cached_property
-    def parts(self) -> Parts:
-        return moves.take_apart(self.mask, self.schema, self.classes)
-
-    def count(self, index: int, *, on_ground: bool = False) -> int:
-        """The number of parts of a class, in the mask or in the ground."""
-        key = index, on_ground
-        if key not in self._counts:
-            self._counts[key] = moves.count_components((self.parts.ground if on_ground else self.mask) == index)
-        return self._counts[key]
-
-    def count_whole(self, index: int) -> int:
-        """The same; layers without the blobs on them: a vessel may touch the border of its muscle."""
-        layered = self.parts.has_blobs and not moves.is_blob(self.mask, index, self.schema)
-        return self.count(index, on_ground=layered)
-
-    @cached_property
-    def stacked(self) -> set[tuple[int, int]]:
-        """Pairs (a, b) of layers such that b lies directly under a somewhere."""
-        ground = self.parts.ground
-        if int(ground.min()) == int(ground.max()):
-            return set()
-        above, below = ground[:-1], ground[1:]
-        border = (above != below) & (above != NO_MASK) & (below != NO_MASK)
-        pairs = np.unique(above[border].astype(np.intp) * 256 + below[border])
-        return {(int(pair) // 256, int(pair) % 256) for pair in pairs}
-
-
 @lru_cache(maxsize=4)  # several images are made of one mask
 def _anatomy(pixels: bytes, shape: tuple[int, ...], schema: LabelSchema) -> Anatomy:
     return Anatomy(np.frombuffer(pixels, np.uint8).reshape(shape), schema)
@@ -250,72 +207,19 @@ def flaws(before: Image, after: Image, schema: LabelSchema, *, variation: Variat
     if after.shape != before.shape or after.dtype != np.uint8:
         return [f"shape {after.shape}, {after.dtype} instead of {before.shape}, uint8"]
     if variation is not None and _moves_everything(variation):
-        return _flaws(Anatomy(before, schema), Anatomy(after, schema), variation)
+        return flaws_between(Anatomy(before, schema), Anatomy(after, schema))
     if not np.array_equal(before == NO_MASK, after == NO_MASK):
         return ["pixels of 255 moved"]
-    was, now = (Anatomy(moves.fill(mask, mask == NO_MASK), schema) for mask in (before, after))
-    return _flaws(was, now, variation)
+    was, now = (Anatomy(fill(mask, mask == NO_MASK), schema) for mask in (before, after))
+    inserted, removed = _comes_and_goes(variation, schema)
+    return flaws_between(was, now, inserted=inserted, removed=removed)
 
 
-def _flaws(before: Anatomy, after: Anatomy, variation: Variation | None) -> list[str]:
-    schema = before.schema
-    inserted, removed = _comes(variation, schema), _goes(variation, schema)
-    had, has = set(before.classes) - {NO_MASK}, set(after.classes) - {NO_MASK}
-    found = [f"{schema.names[k]} leaves the picture" for k in sorted(had - has - {removed})]
-    found += [f"{schema.names[k] if k < len(schema) else k} comes from nowhere" for k in sorted(has - had - {inserted})]
-    # Background that shows where something was removed is no flaw.
-    if variation is not None and variation.name == "remove":
-        found = [line for line in found if not line.startswith(f"{schema.names[0]} comes")]
-    if found:
-        return found
-    for index in sorted(has):
-        if schema.names[index] in SPACES:
-            continue  # a band that now reaches from edge to edge parts what it lies in
-        has_parts = after.count_whole(index)
-        if has_parts < 2:
-            continue
-        more = has_parts - before.count_whole(index) - (index == inserted)
-        if more > 0:
-            found.append(f"{schema.names[index]} falls apart")
-    new = after.stacked - before.stacked
-    found += [f"{schema.names[b]} lies directly under {schema.names[a]}" for a, b in sorted(new)]
-    for name, host in moves.CONFINED.items():
-        if name in schema.names and host in schema.names and variation is not None and schema.index(name) == inserted:
-            added = (after.mask == schema.index(name)) & (before.mask != schema.index(name))
-            if (before.mask[added] != schema.index(host)).any():
-                found.append(f"{name} outside the {host}")
-    return found
-
-
-def _comes(variation: Variation | None, schema: LabelSchema) -> int:
-    inserting = variation is not None and variation.name == "insert" and variation.target
-    return schema.index(str(variation.target)) if variation is not None and inserting else -1
-
-
-def _goes(variation: Variation | None, schema: LabelSchema) -> int:
-    removing = variation is not None and variation.name == "remove" and variation.target
-    return schema.index(str(variation.target)) if variation is not None and removing else -1
-
-
-def _without_specks(before: Anatomy, after: Anatomy, variation: Variation) -> Anatomy:
-    """Parts that were not there and are smaller than SPECK filled by their surroundings."""
-    mask = after.mask
-    speck = max(4.0, SPECK * mask.size)
-    hole = np.zeros(mask.shape, np.bool_)
-    inserted = _comes(variation, before.schema)
-    for index in after.classes:
-        if index == NO_MASK:
-            continue
-        number = after.count(index)
-        if number == 1 and index in before.classes:
-            continue
-        spare = number - before.count(index) - (index == inserted)
-        if spare < 1:
-            continue
-        for region, box in moves.components(mask == index)[:spare]:
-            if box[4] < speck:
-                hole |= region
-    return Anatomy(moves.fill(mask, hole), before.schema) if hole.any() else after
+def _comes_and_goes(variation: Variation | None, schema: LabelSchema) -> tuple[int, int]:
+    """The class that a variation inserts, and the one that it removes."""
+    index = NONE if variation is None or variation.target not in schema.names else schema.index(variation.target)
+    name = "" if variation is None else variation.name
+    return index if name == "insert" else NONE, index if name == "remove" else NONE
 
 
 @lru_cache(maxsize=16)  # many masks are varied by one
@@ -366,8 +270,8 @@ def _checked(variation: Variation, schema: LabelSchema) -> Variation:
         if variation.name == "shift":
             raise InputError(f"vary shift: direction {target!r}; choose x or depth")
         schema.index(target)
-        if variation.name == "insert" and target not in moves.HOSTS:
-            raise InputError(f"vary insert: {target!r} cannot be inserted; choose from {', '.join(moves.HOSTS)}")
+        if variation.name == "insert" and target not in blobs.HOSTS:
+            raise InputError(f"vary insert: {target!r} cannot be inserted; choose from {', '.join(blobs.HOSTS)}")
     if amount is not None:
         lowest = 0.0
         if variation.exact and kind.signed:
@@ -418,11 +322,11 @@ def _thickness(parts: Parts, amount: float | None, variation: Variation, _: np.r
 
 
 def _scale(parts: Parts, amount: float | None, variation: Variation, _: np.random.Generator) -> Parts:
-    return moves.scale_blobs(parts, _blob_class(parts, variation), 1 + (amount or 0.0))
+    return blobs.scale_blobs(parts, _blob_class(parts, variation), 1 + (amount or 0.0))
 
 
 def _remove(parts: Parts, amount: float | None, variation: Variation, _: np.random.Generator) -> Parts:
-    return moves.remove_blobs(parts, _blob_class(parts, variation))
+    return blobs.remove_blobs(parts, _blob_class(parts, variation))
 
 
 def _blob_class(parts: Parts, variation: Variation) -> int:
@@ -430,7 +334,7 @@ def _blob_class(parts: Parts, variation: Variation) -> int:
     if not (parts.blobs == index).any():
         layer = (parts.ground == index).any()
         reason = "is a layer, not a closed shape" if layer else "is not in this mask"
-        has = [parts.schema.names[k] for k in classes_in(parts.blobs) if k != moves.NO_BLOB]
+        has = [parts.schema.names[k] for k in classes_in(parts.blobs) if k != NO_BLOB]
         remedy = f"name one of {', '.join(has)}" if has else "it has no closed shapes, choose other masks"
         raise InputError(f"{variation.target} {reason}; {remedy}, or end the variation in ?")
     return index
@@ -438,7 +342,7 @@ def _blob_class(parts: Parts, variation: Variation) -> int:
 
 def _insert(parts: Parts, amount: float | None, variation: Variation, random: np.random.Generator) -> Parts:
     index = parts.schema.index(str(variation.target))
-    insert = moves.insert_tear if variation.target in moves.CONFINED else moves.insert_round
+    insert = blobs.insert_tear if variation.target in CONFINED else blobs.insert_round
     return insert(parts, index, amount, random)
 
 
