@@ -172,7 +172,7 @@ class _Engine:
     def __init__(self, cuda: StandInCuda, session: Any) -> None:
         self.cuda, self.session = cuda, session
         self.tensors = {item.name: item for item in (*session.get_inputs(), *session.get_outputs())}
-        self.outputs = {item.name for item in session.get_outputs()}
+        self.outputs = [item.name for item in session.get_outputs()]  # in the order in which the session returns them
         self.num_io_tensors = len(self.tensors)
         self.kernels = _Kernels()
 
