@@ -58,9 +58,10 @@ class Anatomy:
         if int(ground.min()) == int(ground.max()):
             return set()
         above, below = ground[:-1], ground[1:]
-        border = (above != below) & (above != NO_MASK) & (below != NO_MASK)
-        pairs = np.unique(above[border].astype(np.intp) * 256 + below[border])
-        return {(int(pair) // 256, int(pair) % 256) for pair in pairs}
+        border = np.flatnonzero(above != below)
+        pairs = np.unique(above.ravel()[border].astype(np.intp) * 256 + below.ravel()[border])
+        found = {(int(pair) // 256, int(pair) % 256) for pair in pairs}
+        return {pair for pair in found if NO_MASK not in pair}
 
 
 def flaws_between(before: Anatomy, after: Anatomy, *, inserted: int = NONE, removed: int = NONE) -> list[str]:

@@ -22,6 +22,7 @@ Map = tuple[Floats, Floats]  # source column and source row of every pixel, floa
 
 MIN_BAND = 2.0  # pixels; no band is made thinner than this
 LATTICE = 32  # nodes, each way, on which a bend is worked out
+_STEP = 32  # pixels
 _ROW = 256  # places in a row of a map for some pixels only; OpenCV's rows have an end
 
 
@@ -33,22 +34,11 @@ def resample(parts: Parts, source: Map) -> Parts:
     columns = columns + np.float32(pad)
     ground, blobs = parts.ground, parts.blobs
     if int(ground.min()) != int(ground.max()):
-        ground = _vote(_extend_ground(ground, pad), columns, rows, parts.counts[0])
+        ground = _vote(_wide_ground(parts, _steps(pad, width)).cropped(pad, 0), columns, rows)
     if parts.has_blobs:
-        blobs = _resample_blobs(_extend_blobs(blobs, pad, tall), columns, rows + np.float32(tall), parts.counts[1])
+        wide = _wide_blobs(parts, _steps(pad, width), _steps(tall, height)).cropped(pad, tall)
+        blobs = _resample_blobs(wide, columns, rows + np.float32(tall))
     return Parts(ground, blobs, parts.schema)
-
-
-def _resample_blobs(extended: Image, columns: Floats, rows: Floats, counts: Floats) -> Image:
-    """`_vote` where a blob may come to lie: a small part of most pictures."""
-    x, y, width, height = cv2.boundingRect((extended != NO_BLOB).view(np.uint8))
-    near = cv2.bitwise_and(cv2.inRange(columns, x - 1.0, x + width), cv2.inRange(rows, y - 1.0, y + height))
-    left, top, wide, tall = cv2.boundingRect(near)
-    blobs = np.full(columns.shape, NO_BLOB, np.uint8)
-    if wide:
-        box = slice(top, top + tall), slice(left, left + wide)
-        blobs[box] = _vote(extended, np.ascontiguousarray(columns[box]), np.ascontiguousarray(rows[box]), counts)
-    return blobs
 
 
 def _beyond(places: Floats, side: int) -> int:
@@ -57,39 +47,98 @@ def _beyond(places: Floats, side: int) -> int:
     return min(side - 1, math.ceil(max(-least, most - (side - 1), 0.0)) + 1)
 
 
-def _vote(labels: Image, columns: Floats, rows: Floats, counts: Floats) -> Image:
-    """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive.
+def _steps(pixels: int, side: int) -> int:
+    """At least so many, in whole steps, so that most moves of a mask share what lies beyond its edges.
 
-    counts: (256,) pixels of each index that `labels` may hold.
+    One pixel stays one: such a move does not reach beyond an edge.
     """
+    return min(side - 1, -(-pixels // _STEP) * _STEP if pixels > 1 else pixels)
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """Labels with `pad` more columns and `tall` more rows on each side, and what a vote on them takes.
+
+    mixed: where the pixels around are of several classes. planes: 1.0 where a class is, of every class there may be.
+    rarity: what a class has ahead of others that are less rare.
+    """
+
+    labels: Image
+    mixed: Image
+    planes: dict[int, Floats]
+    rarity: dict[int, np.float32]
+    pad: int
+    tall: int
+
+    @classmethod
+    def of(cls, labels: Image, counts: Floats, pad: int, tall: int) -> _Wide:
+        around = np.ones((3, 3), np.uint8)
+        mixed = cv2.compare(cv2.erode(labels, around), cv2.dilate(labels, around), cv2.CMP_NE)
+        rarity = {
+            int(index): np.float32(1e-3 * (1 - counts[index] / counts.sum())) for index in np.flatnonzero(counts)
+        }  # fmt: skip
+        planes = {index: (labels == index).astype(np.float32) for index in rarity}
+        return cls(labels, np.asarray(mixed, np.uint8), planes, rarity, pad, tall)
+
+    def cropped(self, pad: int, tall: int) -> _Wide:
+        """With less around it."""
+        height, width = self.labels.shape
+        left, top = self.pad - pad, self.tall - tall
+        box = slice(top, height - top), slice(left, width - left)
+        planes = {index: plane[box] for index, plane in self.planes.items()}
+        return _Wide(self.labels[box], self.mixed[box], planes, self.rarity, pad, tall)
+
+
+@lru_cache(maxsize=4)  # several masks are made of one
+def _wide_ground(parts: Parts, pad: int) -> _Wide:
+    return _Wide.of(_extend_ground(parts.ground, pad), parts.counts[0], pad, 0)
+
+
+@lru_cache(maxsize=4)
+def _wide_blobs(parts: Parts, pad: int, tall: int) -> _Wide:
+    return _Wide.of(_extend_blobs(parts.blobs, pad, tall), parts.counts[1], pad, tall)
+
+
+def _resample_blobs(wide: _Wide, columns: Floats, rows: Floats) -> Image:
+    """`_vote` where a blob may come to lie: a small part of most pictures."""
+    x, y, width, height = cv2.boundingRect((wide.labels != NO_BLOB).view(np.uint8))
+    near = cv2.bitwise_and(cv2.inRange(columns, x - 1.0, x + width), cv2.inRange(rows, y - 1.0, y + height))
+    left, top, across, down = cv2.boundingRect(near)
+    blobs = np.full(columns.shape, NO_BLOB, np.uint8)
+    if across:
+        box = slice(top, top + down), slice(left, left + across)
+        blobs[box] = _vote(wide, np.ascontiguousarray(columns[box]), np.ascontiguousarray(rows[box]))
+    return blobs
+
+
+def _vote(wide: _Wide, columns: Floats, rows: Floats) -> Image:
+    """Labels by linear interpolation of their one-hot maps; ties go to the rarer class, so that thin bands survive."""
     # Where the neighbours of the nearest pixel are of one class, there is nothing to vote on: most of a mask.
-    around = np.ones((3, 3), np.uint8)
-    mixed = cv2.compare(cv2.erode(labels, around), cv2.dilate(labels, around), cv2.CMP_NE)
     seen, doubtful = (
         np.asarray(cv2.remap(plane, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE), np.uint8)
-        for plane in (labels, mixed)
+        for plane in (wide.labels, wide.mixed)
     )
-    places = np.flatnonzero(doubtful)
+    places = np.flatnonzero(doubtful != 0)  # of bytes it takes nine times as long
     if not len(places):
         return seen
     across, down = (np.resize(part.ravel()[places], (-(-len(places) // _ROW), _ROW)) for part in (columns, rows))
-    present = [int(index) for index in np.flatnonzero(counts)]
-    shares = (
-        cv2.remap((labels == index).astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        + np.float32(1e-3 * (1 - counts[index] / counts.sum()))
-        for index in present
+    votes = (
+        cv2.remap(plane, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) + wide.rarity[index]
+        for index, plane in wide.planes.items()
     )
-    seen.ravel()[places] = most_voted(present, shares).ravel()[: len(places)]
+    seen.ravel()[places] = most_voted(list(wide.planes), votes).ravel()[: len(places)]
     return seen
 
 
 def _extend_ground(ground: Image, pad: int) -> Image:
     """The ground with `pad` more columns on each side."""
-    extended = _extend_right(ground, pad)
-    return np.ascontiguousarray(_extend_right(extended[:, ::-1], pad)[:, ::-1])
+    right, last = _beyond_right(ground, pad)
+    left, first = _beyond_right(ground[:, ::-1], pad)
+    return np.hstack([left[:, ::-1], ground[:, ground.shape[1] - 1 - first : last + 1], right])
 
 
-def _extend_right(ground: Image, pad: int) -> Image:
+def _beyond_right(ground: Image, pad: int) -> tuple[Image, int]:
+    """The columns right of the last that stays as it is, `pad` of them beyond the edge, and the place of that last."""
     width = ground.shape[1]
     span = max(2, width // 10)
     last = width - 1
@@ -97,8 +146,7 @@ def _extend_right(ground: Image, pad: int) -> Image:
         # A band drawn to just before the edge goes on: take the column near it that crosses most borders.
         near = ground[:, max(width - 1 - width // 20, 0) + 1 :]
         last -= int(np.argmax((near[1:] != near[:-1]).sum(axis=0)[::-1]))
-    new = pad + width - 1 - last
-    return np.hstack([ground[:, : last + 1], _go_on(ground[:, last], ground[:, last - span], span, new)])
+    return _go_on(ground[:, last], ground[:, last - span], span, pad + width - 1 - last), last
 
 
 def _go_on(edge: Image, inner: Image, span: int, pad: int) -> Image:

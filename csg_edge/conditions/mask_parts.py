@@ -26,9 +26,12 @@ BLOBS = ("nerve", "vessel", "ditf")
 CONFINED = {"ditf": "tendon"}  # a tear is a part of its tendon
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parts:
-    """A mask taken apart: ground (H, W) without blobs, and blobs (H, W) with NO_BLOB where there is none."""
+    """A mask taken apart: ground (H, W) without blobs, and blobs (H, W) with NO_BLOB where there is none.
+
+    Arrays are not written to; what is worked out of them is kept.
+    """
 
     ground: Image
     blobs: Image
