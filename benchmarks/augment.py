@@ -1,13 +1,14 @@
-"""How fast `csg-edge augment` is beside its engine alone: images a second, in turns in one process.
+"""How fast `csg-edge augment` is beside its engine: images a second, in turns in one process.
 
     python benchmarks/augment.py --data ../shared/data/usgra_nerve_vessel --data ../shared/data/dltrack_aponeurosis \
         --out benchmarks/results/augment.json
 
-The bare engine gets the same arrays again and again through OpenVINO's own queue, as many streams as processors:
-nothing is drawn, read or written. Plans: the default one, that without variations of the mask, and the default one with
-checks. Images are written into a folder in `--scratch`; give one in memory (/dev/shm) to leave the file system out: on
-the ext4 of a virtual disk a new file took 20 microseconds in one folder and 700 in another. Other work on the machine
-should rest: it takes the processors from the Python around the engine first.
+Two rates to compare with, both with as many streams as processors. Offline: the engine as the offline scenario of
+`csg-edge bench` runs it, noise for each seed included. Bare: OpenVINO's own queue gets the same arrays again and again;
+nothing is drawn, checked, read or written. Plans: the default one, that without variations of the mask, and the default
+one with checks. Images are written into a folder in `--scratch`; give one in memory (/dev/shm) to leave the file system
+out: on the ext4 of a virtual disk a new file took 20 microseconds in one folder and 700 in another. Other work on the
+machine should rest: it takes the processors from the Python around the engine first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import tempfile
 import time
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,19 @@ def bare_rate(generator: Generator) -> float:
         for _ in range(count):
             queue.start_async(inputs)
         queue.wait_all()
+    return BARE / (time.perf_counter() - begun)
+
+
+def offline_rate(generator: Generator) -> float:
+    """Images a second of the engine in the offline scenario: masks and contexts at hand, a seed for each image."""
+    shape = generator.bundle.manifest.image_size
+    random = np.random.default_rng(0)
+    masks = [np.full(shape, index, np.uint8) for index in range(3)]
+    contexts = [random.integers(0, 256, shape, np.uint8) for _ in masks]
+    for count in (20, BARE):
+        begun = time.perf_counter()
+        for _ in generator.stream(*(islice(cycle(items), count) for items in (masks, contexts)), range(count)):
+            pass
     return BARE / (time.perf_counter() - begun)
 
 
@@ -86,18 +101,22 @@ def main() -> None:
             for name, plan in PLANS.items():
                 for checked in (False, True) if name == "default" else (False,):
                     images = given.images // 6 if checked else given.images
-                    ratios, bare = [], bare_rate(generator)
+                    alone = {"offline": offline_rate, "bare": bare_rate}
+                    before = {key: rate(generator) for key, rate in alone.items()}
+                    ratios: dict[str, list[float]] = {key: [] for key in alone}
                     for _ in range(given.rounds):
                         made = augment_rate(generator, data, replace(plan, multiply=5.0), images, checked=checked,
                                             scratch=given.scratch)  # fmt: skip
-                        after = bare_rate(generator)
-                        ratios.append(made / (0.5 * (bare + after)))
-                        bare = after
-                    rows.append({
-                        "set": data.name, "plan": name, "checked": checked, "images": images,
-                        "bare_images_per_second": round(bare, 1), "of_bare": [round(ratio, 3) for ratio in ratios],
-                        "median_of_bare": round(float(np.median(ratios)), 3),
-                    })  # fmt: skip
+                        after = {key: rate(generator) for key, rate in alone.items()}
+                        for key in alone:
+                            ratios[key].append(made / (0.5 * (before[key] + after[key])))
+                        before = after
+                    row: dict[str, Any] = {"set": data.name, "plan": name, "checked": checked, "images": images}
+                    for key, found in ratios.items():
+                        row[f"{key}_images_per_second"] = round(before[key], 1)
+                        row[f"of_{key}"] = [round(ratio, 3) for ratio in found]
+                        row[f"median_of_{key}"] = round(float(np.median(found)), 3)
+                    rows.append(row)
                     print(rows[-1], flush=True)
         engine = generator.engine.target
     write_json(given.out, {"machine": processor_name(), "engine": engine, "rows": rows})
