@@ -48,7 +48,8 @@ compile_option = click.option(
     "compiled",
     default=False,
     show_default=True,
-    help="Compile the network: minutes to begin, then about half the time forward and backward. Needs a C++ compiler.",
+    help="Compile the network, which takes minutes to begin: measure whether it helps (docs/training.md). Needs a C++ "
+    "compiler.",
 )
 
 
