@@ -4,9 +4,10 @@
         --data ../shared/data/dltrack_aponeurosis --out benchmarks/results/training_loop.json
 
 For each set and seed a tenth of the training groups is drawn. All arms have the same network, iterations, classical
-augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop. `loop` keeps as
-many variants of a pair as the folder was asked for, in its cache; `fresh` makes a new image at each turn, which takes
-thrice the time, and is asked more often by as much as checks refuse: it then leaves the real pair. Each repeat trains
+augmentation and learning rate; half of what is drawn is synthetic, from the folder or made in the loop, whose transform
+is asked more often by as much as checks refuse (it then leaves the real pair), MOST at most: the real image of a pair
+whose variants all pass would hardly be seen. `loop` keeps as many variants of a pair
+as the folder has, in its cache; `fresh` makes a new image at each turn, which takes thrice the time. Each repeat trains
 anew on the same groups, with other images, another order and another network to begin with: what is left between arms
 after that is not chance alone. Dice on the validation groups. Needs the dev extra and pytorch-ignite,
 which MONAI's engines run on. Trainings that `--out` has are not repeated.
@@ -56,6 +57,7 @@ from csg_edge.storage import write_json
 
 ARMS = ("real", "folder", "loop", "fresh")
 BATCH, SIDE, RATE = 8, 128, 4e-3
+MOST = 0.7
 KEYS = ("image", "label")
 
 
@@ -120,7 +122,7 @@ def train(
         weights += [1.0 / len(made)] * len(made)
     steps: list[Any] = []
     if arm in ("loop", "fresh"):
-        prob = 0.5 if arm == "loop" else min(1.0, 0.5 * synthetic / len(made))
+        prob = min(MOST, 0.5 * synthetic / len(made))
         kept = {"variants": round(synthetic / len(real)), "cache": cache} if arm == "loop" else {}
         steps.append(RandCsgEdged(
             KEYS, prob=prob, contexts=list(real.images), check=limits["dice"], nearest=limits["nearest"],

@@ -157,26 +157,6 @@ class TestArrays:
         for _ in range(3):
             small.make(image, mask, random)
 
-    def test_the_next_variant_where_one_is_refused(self, tmp_path: Path) -> None:
-        class Choosy(CsgEdge):
-            divisor = 5
-
-            def _is_found(self, image: Any, labels: Any) -> bool:
-                return int(image.sum()) % self.divisor == 0
-
-        image, mask = PAIRS[0]
-        random = np.random.default_rng(0)
-        edge = Choosy(probability=1.0, variants=6, check=0.5, cache=tmp_path)
-        made = {edge.make(image, mask, random)[0].tobytes() for _ in range(20)}
-        assert image.tobytes() not in made
-        kept = [np.load(path)["image"] for path in tmp_path.glob("*.npz")]
-        refused = sum(not pixels.size for pixels in kept)
-        assert 0 < refused < len(kept)
-        assert made == {pixels.tobytes() for pixels in kept if pixels.size}
-        no_cache = Choosy(probability=1.0, variants=2, check=0.5)
-        no_cache.divisor = 10**9
-        assert no_cache.make(image, mask, random)[0] is image  # all are refused
-
     @pytest.mark.parametrize(
         ("options", "said"),
         [

@@ -41,7 +41,6 @@ ATTEMPTS = 3  # of an image that is checked, before the real one stays
 LOOK_EVERY = 32  # files written by one process between two looks at the size of the cache
 
 Image = NDArray[np.uint8]
-Pair = tuple[Image, Image]
 
 
 class CsgEdge:
@@ -51,14 +50,13 @@ class CsgEdge:
     image itself; give images of training groups alone. appearance: how contexts are changed, None for not at all; vary,
     direction: as `csg-edge generate --vary` and `--fibre`. What is not given is as in a plan of `csg-edge augment`.
     check: least Dice (0 to 1) of every class, or of classes by name, that the shipped segmenter must reach on an image;
-    below, another is drawn, ATTEMPTS in all, and then the pair stays as it is, or with variants the next of them is
-    taken; it needs the quality extra. nearest: the
+    below, another is drawn, ATTEMPTS in all, and then the pair stays as it is; it needs the quality extra. nearest: the
     same for the distance (0 to 1, `quality.memorisation`) to the nearest of contexts that is not the pair's own image;
     what is nearer than real images are to each other adds nothing to them. What `csg-edge augment` found right for a
-    set stands in its augmented.json, under limits. classes: names of the mask's indices, background first, if they are
-    not the bundle's. bundle, steps, runtime, device, precision: as `csg_edge.load`; threads: of each process's engine.
-    variants: if not 0, only so many images are ever made of a pair; cache: a folder that keeps them, of at most about
-    cache_mb megabytes.
+    set stands in its augmented.json, under limits. classes: names of the mask's indices,
+    background first, if they are not the bundle's. bundle, steps, runtime, device, precision: as `csg_edge.load`;
+    threads: of each process's engine. variants: if not 0, only so many images are ever made of a pair, by turns of the
+    draw; cache: a folder that keeps them, of at most about cache_mb megabytes.
     Raises InputError for options that cannot be used.
     """
 
@@ -114,16 +112,16 @@ class CsgEdge:
             return image, mask
         key = int(random.integers(self._variants)) if self._variants else int(random.integers(2**63))
         place = int(random.integers(len(self._contexts)))
-        made = self._one_of(image, mask, key) if self._variants else self._made(image, mask, key, place)
-        return (image, mask) if made is None else made
+        if self._cache is None:
+            return self._made(image, mask, key, place)
+        return self._kept(image, mask, key)
 
     def __call__(self, *, image: Image, mask: Image, **others: Any) -> dict[str, Any]:
         """Albumentations' calling convention: keywords in, a dictionary out; other keywords pass."""
         made, labels = self.make(np.asarray(image), np.asarray(mask), worker_random())
         return {**others, "image": made, "mask": labels}
 
-    def _made(self, image: Image, mask: Image, key: int, place: int) -> Pair | None:
-        """A synthetic pair, None where checks refuse all that were drawn."""
+    def _made(self, image: Image, mask: Image, key: int, place: int) -> tuple[Image, Image]:
         schema, size = self._generator().bundle.manifest.schema, self._generator().bundle.manifest.image_size
         there, back = self._tables(schema)
         given = resize_mask(there[mask], *size)
@@ -136,7 +134,7 @@ class CsgEdge:
                 if (stored < 0).any():
                     raise InputError("vary: it brings a class that classes does not name; leave it out")
                 return resize_image(made, *image.shape), stored.astype(np.uint8)
-        return None
+        return image, mask
 
     def _attempt(self, image: Image, labels: Image, key: int, place: int) -> tuple[Image, Image]:
         """Image and mask at the model's size; labels: the mask before it is varied."""
@@ -182,42 +180,24 @@ class CsgEdge:
         others = self._reference.distances(own[None])[0] >= COPY
         return bool(self._reference.distances(image[None])[0].min(where=others, initial=1.0) >= (self.nearest or 0.0))
 
-    def _one_of(self, image: Image, mask: Image, first: int) -> Pair | None:
-        """One of the pair's variants, the next where checks refuse one; seed and context follow from pair and number.
-
-        None if all are refused.
-        """
+    def _kept(self, image: Image, mask: Image, variant: int) -> tuple[Image, Image]:
+        """A variant from the cache, made if it is not there; seed and context follow from the pair and its number."""
+        assert self._cache is not None
         how = self.vary, self.direction, self.appearance, self.check, self.nearest, sorted(self._load.items())
-        pair = hashlib.sha256(repr((image.shape, *how)).encode())
+        digest = hashlib.sha256(repr((image.shape, variant, *how)).encode())
         for array in (image, mask):
-            pair.update(np.ascontiguousarray(array).tobytes())
-        for turn in range(self._variants):
-            digest = pair.copy()
-            digest.update(b"%d" % ((first + turn) % self._variants))
-            key = int.from_bytes(digest.digest()[:7])
-            place = key % len(self._contexts)
-            if self._cache is None:
-                made = self._made(image, mask, key, place)
-            else:
-                made = self._kept(self._cache / f"{digest.hexdigest()}.npz", image, mask, key, place)
-            if made is not None:
-                return made
-        return None
-
-    def _kept(self, path: Path, image: Image, mask: Image, key: int, place: int) -> Pair | None:
-        """A variant from its file in the cache, made if it is not there. A refused one has no pixels there."""
+            digest.update(np.ascontiguousarray(array).tobytes())
+        path = self._cache / f"{digest.hexdigest()}.npz"
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             with np.load(path, allow_pickle=False) as kept:
                 found = kept["image"], kept["mask"]
             os.utime(path)  # used last
-            return found if found[0].size else None
-        made = self._made(image, mask, key, place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nothing = np.empty((0, 0), np.uint8)
+            return found
+        key = int.from_bytes(digest.digest()[:7])
+        made = self._made(image, mask, key, key % len(self._contexts))
+        self._cache.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as aside, aside.open("wb") as file:
-            np.savez_compressed(
-                file, image=nothing if made is None else made[0], mask=nothing if made is None else made[1]
-            )
+            np.savez_compressed(file, image=made[0], mask=made[1])
         self._written += 1
         if self._written % LOOK_EVERY == 1:
             self._forget()
