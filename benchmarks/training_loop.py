@@ -57,7 +57,7 @@ from csg_edge.storage import write_json
 
 ARMS = ("real", "folder", "loop", "fresh")
 BATCH, SIDE, RATE = 8, 128, 4e-3
-MOST = 0.7
+MOST = 0.8
 KEYS = ("image", "label")
 
 
