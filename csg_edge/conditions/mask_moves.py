@@ -23,6 +23,7 @@ Map = tuple[Floats, Floats]  # source column and source row of every pixel, floa
 MIN_BAND = 2.0  # pixels; no band is made thinner than this
 LATTICE = 32  # nodes, each way, on which a bend is worked out
 _STEP = 32  # pixels
+_KEPT = 1 << 20  # pixels; of larger masks nothing is kept from one move to the next
 _ROW = 256  # places in a row of a map for some pixels only; OpenCV's rows have an end
 
 
@@ -34,10 +35,9 @@ def resample(parts: Parts, source: Map) -> Parts:
     columns = columns + np.float32(pad)
     ground, blobs = parts.ground, parts.blobs
     if int(ground.min()) != int(ground.max()):
-        ground = _vote(_wide_ground(parts, _steps(pad, width)).cropped(pad, 0), columns, rows)
+        ground = _vote(_wide_ground(parts, pad), columns, rows)
     if parts.has_blobs:
-        wide = _wide_blobs(parts, _steps(pad, width), _steps(tall, height)).cropped(pad, tall)
-        blobs = _resample_blobs(wide, columns, rows + np.float32(tall))
+        blobs = _resample_blobs(_wide_blobs(parts, pad, tall), columns, rows + np.float32(tall))
     return Parts(ground, blobs, parts.schema)
 
 
@@ -59,8 +59,8 @@ def _steps(pixels: int, side: int) -> int:
 class _Wide:
     """Labels with `pad` more columns and `tall` more rows on each side, and what a vote on them takes.
 
-    mixed: where the pixels around are of several classes. planes: 1.0 where a class is, of every class there may be.
-    rarity: what a class has ahead of others that are less rare.
+    mixed: where the pixels around are of several classes. rarity: of every class there may be, what it has ahead of
+    those that are less rare. planes: 1.0 where a class is, empty for a large mask.
     """
 
     labels: Image
@@ -77,8 +77,11 @@ class _Wide:
         rarity = {
             int(index): np.float32(1e-3 * (1 - counts[index] / counts.sum())) for index in np.flatnonzero(counts)
         }  # fmt: skip
-        planes = {index: (labels == index).astype(np.float32) for index in rarity}
+        planes = {index: _plane(labels, index) for index in rarity} if labels.size <= _KEPT else {}
         return cls(labels, np.asarray(mixed, np.uint8), planes, rarity, pad, tall)
+
+    def plane(self, index: int) -> Floats:
+        return self.planes[index] if self.planes else _plane(self.labels, index)
 
     def cropped(self, pad: int, tall: int) -> _Wide:
         """With less around it."""
@@ -89,13 +92,31 @@ class _Wide:
         return _Wide(self.labels[box], self.mixed[box], planes, self.rarity, pad, tall)
 
 
-@lru_cache(maxsize=4)  # several masks are made of one
+def _plane(labels: Image, index: int) -> Floats:
+    return np.asarray(labels == index, np.float32)
+
+
 def _wide_ground(parts: Parts, pad: int) -> _Wide:
+    ground = parts.ground
+    if ground.size > _KEPT:
+        return _Wide.of(_extend_ground(ground, pad), parts.counts[0], pad, 0)
+    return _kept_ground(parts, _steps(pad, ground.shape[1])).cropped(pad, 0)
+
+
+def _wide_blobs(parts: Parts, pad: int, tall: int) -> _Wide:
+    height, width = parts.blobs.shape
+    if parts.blobs.size > _KEPT:
+        return _Wide.of(_extend_blobs(parts.blobs, pad, tall), parts.counts[1], pad, tall)
+    return _kept_blobs(parts, _steps(pad, width), _steps(tall, height)).cropped(pad, tall)
+
+
+@lru_cache(maxsize=4)  # several masks are made of one
+def _kept_ground(parts: Parts, pad: int) -> _Wide:
     return _Wide.of(_extend_ground(parts.ground, pad), parts.counts[0], pad, 0)
 
 
 @lru_cache(maxsize=4)
-def _wide_blobs(parts: Parts, pad: int, tall: int) -> _Wide:
+def _kept_blobs(parts: Parts, pad: int, tall: int) -> _Wide:
     return _Wide.of(_extend_blobs(parts.blobs, pad, tall), parts.counts[1], pad, tall)
 
 
@@ -123,10 +144,11 @@ def _vote(wide: _Wide, columns: Floats, rows: Floats) -> Image:
         return seen
     across, down = (np.resize(part.ravel()[places], (-(-len(places) // _ROW), _ROW)) for part in (columns, rows))
     votes = (
-        cv2.remap(plane, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) + wide.rarity[index]
-        for index, plane in wide.planes.items()
+        cv2.remap(wide.plane(index), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        + wide.rarity[index]
+        for index in wide.rarity
     )
-    seen.ravel()[places] = most_voted(list(wide.planes), votes).ravel()[: len(places)]
+    seen.ravel()[places] = most_voted(list(wide.rarity), votes).ravel()[: len(places)]
     return seen
 
 
