@@ -99,14 +99,14 @@ def _plane(labels: Image, index: int) -> Floats:
 def _wide_ground(parts: Parts, pad: int) -> _Wide:
     ground = parts.ground
     if ground.size > _KEPT:
-        return _Wide.of(_extend_ground(ground, pad), parts.counts[0], pad, 0)
+        return _kept_ground.__wrapped__(parts, pad)
     return _kept_ground(parts, _steps(pad, ground.shape[1])).cropped(pad, 0)
 
 
 def _wide_blobs(parts: Parts, pad: int, tall: int) -> _Wide:
     height, width = parts.blobs.shape
     if parts.blobs.size > _KEPT:
-        return _Wide.of(_extend_blobs(parts.blobs, pad, tall), parts.counts[1], pad, tall)
+        return _kept_blobs.__wrapped__(parts, pad, tall)
     return _kept_blobs(parts, _steps(pad, width), _steps(tall, height)).cropped(pad, tall)
 
 
